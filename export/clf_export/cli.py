@@ -1,0 +1,84 @@
+"""`clf-export`: state_dict to exported files, with proof. Parses, calls, prints."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from clf_runtime import __version__
+from clf_runtime.command import ARTIFACTS_OPTION, run, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clf_export.exporting import Exported
+
+_HEADER = ("file", "size", "max |Δ logit|", "labels flipped", "accuracy", "pictures")
+
+
+@click.command(
+    "clf-export",
+    epilog="""\b
+Examples:
+  clf-export
+  clf-export --format onnx --format torchscript
+  clf-export -a artifacts/mnist --data-root ~/data --overwrite
+
+\b
+Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
+(then no file is left), 4 this machine cannot do it, 130 Ctrl-C.""",
+)
+@ARTIFACTS_OPTION
+@click.option(
+    "--format",
+    "-f",
+    "formats",
+    type=click.Choice(["onnx", "torchscript"]),
+    multiple=True,
+    default=["onnx"],
+    show_default=True,
+    help="May be given more than once. clf-run takes onnx.",
+)
+@click.option("--data", "-d", metavar="NAME|DIR", help="The pictures of the training.  [default: where they were]")
+@click.option(
+    "--data-root", metavar="DIR", envvar="CLF_DATA_ROOT", help="Where data sets by name lie.  [default: likewise]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace exported files.")
+@click.version_option(__version__, prog_name="clf-export")
+def command(artifacts: str, formats: tuple[str, ...], data: str | None, data_root: str | None, overwrite: bool) -> None:
+    """Export a finished model, and prove each file on real held-out pictures before it gets its name."""
+    from pathlib import Path
+
+    from clf_export.exporting import export
+
+    exported = export(Path(artifacts), formats, data=data, data_root=data_root, overwrite=overwrite, say=say)
+    click.echo(_table(exported))
+    where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
+    say(f"next: clf-run{where} {shlex.quote(f'{artifacts}/samples')}")
+
+
+def main() -> NoReturn:
+    """Run the command; the entry point."""
+    run(command)
+
+
+def _table(exported: Sequence[Exported]) -> str:
+    rows = [_HEADER]
+    for each in exported:
+        parity = each.parity
+        rows.append(
+            (
+                str(each.path),
+                f"{each.size_bytes / 1e6:.2f} MB",
+                f"{parity.max_difference:.1e}",
+                str(parity.flipped),
+                f"{parity.accuracy:.2%}",
+                f"{parity.pictures:,}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,111 @@
+"""What the answer should be: eager PyTorch behind torchvision's own transforms.
+
+Nothing here comes from the runtime's preprocessing or from the wrapped graph; that is the point of it.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision import transforms
+
+from clf_runtime.session import Float32Array
+from clf_runtime.spec import ModelSpec, Preprocess
+
+_BATCH = 250
+_INTERPOLATION = {
+    "bilinear": transforms.InterpolationMode.BILINEAR,
+    "bicubic": transforms.InterpolationMode.BICUBIC,
+}
+
+
+class Reference:
+    """A trained network as its authors would call it."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        self._model = model
+        self._how = spec.preprocess
+        self._temperature = spec.temperature
+        self._transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(spec.normalize.mean, spec.normalize.std)]
+        )
+
+    def images(self, encoded: list[bytes]) -> Tensor:
+        """Decode and transform picture files; gives float32 (N, C, H, W)."""
+        return torch.stack([self._transform(self._fitted(_decoded(each, self._how))) for each in encoded])
+
+    def logits(self, encoded: list[bytes]) -> Float32Array:
+        """Classify picture files; gives float32 (N, classes)."""
+        with torch.inference_mode():
+            batches = range(0, len(encoded), _BATCH)
+            parts = [self._model(self.images(encoded[at : at + _BATCH])).numpy() for at in batches]
+        return np.concatenate(parts)
+
+    def probabilities(self, logits: Float32Array) -> Float32Array:
+        """Give softmax(logits / temperature), float32 (N, classes)."""
+        scaled = torch.from_numpy(logits) / self._temperature
+        probabilities: Float32Array = torch.softmax(scaled, dim=1).numpy()
+        return probabilities
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        how = self._how
+        interpolation = _INTERPOLATION[how.resample]
+        if how.fit == "squash":
+            squashed: Image.Image = transforms.Resize((how.height, how.width), interpolation)(image)
+            return squashed
+        if how.fit == "pad":
+            return _padded(image, how, interpolation)
+        height, width = round(how.height / how.crop_ratio), round(how.width / how.crop_ratio)
+        if height == width:
+            image = transforms.Resize(height, interpolation)(image)
+        else:
+            scale = max(height / image.height, width / image.width)
+            cover = max(height, int(scale * image.height)), max(width, int(scale * image.width))
+            image = transforms.Resize(cover, interpolation)(image)
+        cropped: Image.Image = transforms.CenterCrop((how.height, how.width))(image)
+        return cropped
+
+
+def _decoded(encoded: bytes, how: Preprocess) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(encoded))
+    if image.format == "JPEG":
+        _take_the_decoders_shortcut(image, how)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        return Image.fromarray(np.floor(values * 255 / 65535 + 0.5).astype(np.uint8)).convert(how.color)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        color = (how.background * 3)[:3]
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*color, 255)), image)
+    return image.convert(how.color)
+
+
+def _take_the_decoders_shortcut(image: Image.Image, how: Preprocess) -> None:
+    """Decode a huge JPEG at a fraction, by the rule of docs/artifact-format.md: both sides stay twice as large."""
+    sideways = image.getexif().get(0x0112, 1) >= 5
+    width, height = image.size[::-1] if sideways else image.size
+    scales = how.width / width, how.height / height
+    if how.fit == "squash":
+        needed = (how.width, how.height)
+    else:
+        scale = max(scales) / how.crop_ratio if how.fit == "crop" else min(scales)
+        needed = (max(1, int(scale * width + 1e-6)), max(1, int(scale * height + 1e-6)))
+    if sideways:
+        needed = needed[::-1]
+    image.draft(None, (2 * needed[0], 2 * needed[1]))
+
+
+def _padded(image: Image.Image, how: Preprocess, interpolation: transforms.InterpolationMode) -> Image.Image:
+    scale = min(how.width / image.width, how.height / image.height)
+    size = max(1, int(scale * image.height + 1e-6)), max(1, int(scale * image.width + 1e-6))
+    image = transforms.Resize(size, interpolation)(image)
+    left, top = (how.width - image.width) // 2, (how.height - image.height) // 2
+    right, bottom = how.width - image.width - left, how.height - image.height - top
+    fill = how.background[0] if how.color == "L" else how.background
+    padded: Image.Image = transforms.Pad((left, top, right, bottom), fill=fill)(image)
+    return padded

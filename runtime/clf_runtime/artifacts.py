@@ -1,0 +1,15 @@
+"""The names inside an artifacts folder: one folder is one model, from training to device."""
+
+from __future__ import annotations
+
+STATE_DICT = "model.pt"
+SPEC = "model.json"
+HISTORY = "history.csv"
+REPORT = "report.html"
+SAMPLES = "samples"
+ONNX = "model.onnx"
+TORCHSCRIPT = "model.torchscript.pt"
+EXPORT = "export.json"
+
+# Made from STATE_DICT: gone when that one is replaced, so that nothing answers for a model that is no more.
+DERIVED = (ONNX, TORCHSCRIPT, EXPORT)

@@ -1,0 +1,73 @@
+"""Files that appear under their name complete, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def complete_or_absent(path: Path) -> Iterator[Path]:
+    """Give a temporary file name beside `path`; what is written there becomes `path` when the block ends.
+
+    Whatever `path` held before stays until then, and for good when the block raises. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, complete or not at all. Raises OSError."""
+    with complete_or_absent(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iterator[Path]:
+    """Give an empty temporary folder inside `folder`; its entries become `folder`'s when the block ends.
+
+    `last` is the name whose presence says that all the others are there: the old one goes first, the new
+    one comes last, so a folder that has it is whole at every moment. `obsolete` names what a former
+    content left and the new one does not have. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f".staging.{os.getpid()}"
+    try:
+        staging.mkdir()
+        yield staging
+        for entry in sorted(staging.rglob("*")):
+            sync(entry)
+        (folder / last).unlink(missing_ok=True)
+        for name in obsolete:
+            (folder / name).unlink(missing_ok=True)
+        for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == last):
+            _move(entry, folder / entry.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the operating system put a file or a folder on disk before anything refers to it."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no handle to flush for a folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(entry: Path, target: Path) -> None:
+    if entry.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+    entry.replace(target)

@@ -1,0 +1,68 @@
+"""What a model file says about itself, without running it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from clf_runtime.onnx_file import PARITY_KEY, SPEC_KEY, OnnxFile
+from clf_runtime.spec import ModelSpec
+
+_LABELS_SHOWN = 12
+
+
+def description(file: OnnxFile) -> dict[str, Any]:
+    """Give everything that `--info --format json` prints. Raises ModelRefused."""
+    spec = ModelSpec.from_json(file.metadata[SPEC_KEY], str(file.path))
+    return {
+        "path": str(file.path),
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "opset": file.opset,
+        "ir_version": file.ir_version,
+        "oldest_onnxruntime": file.oldest_runtime,
+        "spec": asdict(spec),
+        "parity": json.loads(file.metadata.get(PARITY_KEY, "null")),
+    }
+
+
+def table(file: OnnxFile) -> str:
+    """Give the same for a person, a line each. Raises ModelRefused."""
+    spec = ModelSpec.from_json(file.metadata[SPEC_KEY], str(file.path))
+    how, metrics, origin = spec.preprocess, spec.metrics, spec.provenance
+    rows = [
+        ("model", str(file.path)),
+        ("size", f"{file.size_bytes / 1e6:.2f} MB"),
+        ("sha256", file.sha256),
+        ("architecture", spec.architecture),
+        ("labels", _labels(spec.labels)),
+        ("input", f"uint8 (N, {how.height}, {how.width}, {how.channels}), {how.color}, {how.fit}, {how.resample}"),
+        ("outputs", f"logits, probabilities: float32 (N, {len(spec.labels)}); temperature {spec.temperature:.3f}"),
+        (
+            "needs",
+            f"onnxruntime {file.oldest_runtime or '(unknown)'} or later (opset {file.opset}, IR {file.ir_version})",
+        ),
+    ]
+    if metrics:
+        rows.append(("accuracy", f"{metrics.accuracy:.2%} of {metrics.images:,} held-out pictures ({metrics.split})"))
+        rows.append(("calibration", f"expected error {metrics.calibration_error:.4f}, loss {metrics.loss:.4f}"))
+    if origin:
+        rows.append(("trained on", f"{origin.data}, {origin.epochs} epochs, seed {origin.seed}, {origin.time}"))
+        rows.append(("with", ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))))
+    parity = json.loads(file.metadata.get(PARITY_KEY, "null"))
+    if parity:
+        rows.append(
+            (
+                "proven",
+                f"{parity['pictures']:,} pictures, max |difference of a logit| "
+                f"{parity['max_difference']:.1e}, labels flipped {parity['flipped']}",
+            )
+        )
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _labels(labels: tuple[str, ...]) -> str:
+    shown = ", ".join(labels[:_LABELS_SHOWN])
+    return f"{len(labels)}: {shown}" + (", …" if len(labels) > _LABELS_SHOWN else "")

@@ -1,0 +1,243 @@
+"""From a picture, in whatever form, to the pixels that the graph takes. Training and device both come here.
+
+In this order: format by its first bytes, pixel count, JPEG shortcut, first frame, EXIF orientation, colour
+(16 bits scaled, transparency over the background), fit and resample. Pillow only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clf_runtime.errors import PictureRefused
+from clf_runtime.spec import Preprocess
+
+UInt8Array = npt.NDArray[np.uint8]
+Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | UInt8Array
+
+# Checked before decoding. 256 MiB of RGB, the figure at which Pillow begins to warn.
+MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+
+# A JPEG is decoded at 1/2, 1/4 or 1/8 when both sides stay this many times what they are resampled to.
+SHORTCUT_MARGIN = 2
+
+# First bytes → Pillow's name and the plugin to load. Nothing else is ever tried on a file.
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG", "JpegImagePlugin"),
+    (b"\x89PNG\r\n\x1a\n", "PNG", "PngImagePlugin"),
+    (b"GIF87a", "GIF", "GifImagePlugin"),
+    (b"GIF89a", "GIF", "GifImagePlugin"),
+    (b"BM", "BMP", "BmpImagePlugin"),
+    (b"II*\x00", "TIFF", "TiffImagePlugin"),
+    (b"MM\x00*", "TIFF", "TiffImagePlugin"),
+    (b"RIFF", "WEBP", "WebPImagePlugin"),
+    *((b"P%d" % kind, "PPM", "PpmImagePlugin") for kind in range(1, 7)),
+)
+FORMATS = tuple(sorted({name for _, name, _ in _SIGNATURES}))
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
+)
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = frozenset((5, 6, 7, 8))
+
+_RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def pixels_from_picture(picture: Picture, how: Preprocess) -> UInt8Array:
+    """Decode and fit one picture.
+
+    `picture` is a path, the bytes of a picture file, an open binary file, a PIL image, or a uint8 array of
+    shape (H, W), (H, W, 1) or (H, W, 3). Returns uint8 (how.height, how.width, how.channels).
+    Raises PictureRefused.
+    """
+    image = upright_image(picture, how)
+    return np.asarray(fitted(image, how)).reshape(how.shape)
+
+
+def upright_image(picture: Picture, how: Preprocess) -> Image.Image:
+    """Decode one picture, turned upright, in the spec's colour mode, not yet fitted. Raises PictureRefused."""
+    if isinstance(picture, np.ndarray):
+        return in_color(_image_from_array(picture), how)
+    if isinstance(picture, Image.Image):
+        return _decoded(picture, how)
+    try:
+        with _binary_file(picture) as file:
+            return _decoded(_opened(file), how)
+    except OSError as error:
+        raise _unreachable(error) from None
+
+
+def fitted(image: Image.Image, how: Preprocess) -> Image.Image:
+    """Bring an image to the input's size: squash it, crop its centre, or pad it with the background."""
+    size = _resampled_size(image.size, how)
+    if size[0] * size[1] > MAX_PIXELS:  # a strip of 1 x 100,000 pixels, say, of which a crop shows nothing
+        raise PictureRefused(
+            "too-large", f"{image.width:,} x {image.height:,} would be {size[0]:,} x {size[1]:,} before its crop"
+        )
+    if size != image.size:
+        image = image.resize(size, _RESAMPLE[how.resample])
+    if size == (how.width, how.height):
+        return image
+    # Python rounds halves to even, as torchvision's CenterCrop does.
+    left, top = round((size[0] - how.width) / 2), round((size[1] - how.height) / 2)
+    if how.fit == "crop":
+        return image.crop((left, top, left + how.width, top + how.height))
+    canvas = Image.new(how.color, (how.width, how.height), _fill(how))
+    canvas.paste(image, ((how.width - size[0]) // 2, (how.height - size[1]) // 2))
+    return canvas
+
+
+def in_color(image: Image.Image, how: Preprocess) -> Image.Image:
+    """Convert to the spec's colour mode: 16 bits are scaled, transparency lies over the background."""
+    if image.mode.startswith("I"):
+        image = _from_16_bits(image)
+    if image.mode == "F":
+        raise PictureRefused(
+            "unsupported", "it has floating-point pixels, which name no white; save it as 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = how.background if how.color == "RGB" else how.background * 3
+        canvas = Image.new("RGBA", image.size, (*background, 255))
+        canvas.alpha_composite(image)
+        image = canvas
+    return image if image.mode == how.color else image.convert(how.color)
+
+
+def _resampled_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+    """(width, height) to resample to, before cropping or padding. For a square crop, torchvision's Resize."""
+    if how.fit == "squash":
+        return how.width, how.height
+    width, height = size
+    # Round: 224 / 0.9655 must give the 232 that it came from.
+    ratio = how.crop_ratio if how.fit == "crop" else 1.0
+    to_width, to_height = round(how.width / ratio), round(how.height / ratio)
+    width_decides = width * to_height <= height * to_width
+    if how.fit == "pad":
+        width_decides = not width_decides
+    if width_decides:
+        return to_width, max(1, int(to_width * height / width))
+    return max(1, int(to_height * width / height)), to_height
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    head = file.read(12)
+    file.seek(0)
+    if not head:
+        raise PictureRefused("empty", "it has zero bytes")
+    for magic, name, plugin in _SIGNATURES:
+        if head.startswith(magic) and (name != "WEBP" or head[8:] == b"WEBP"):
+            importlib.import_module(f"PIL.{plugin}")
+            try:
+                return Image.open(file, formats=(name,))
+            except MemoryError:
+                raise
+            except Image.DecompressionBombError:
+                raise _too_large(f"more than {2 * MAX_PIXELS:,}") from None
+            except Exception as error:
+                raise _damaged(name, error) from None
+    hint = "; convert HEIC and AVIF to JPEG" if head[4:8] == b"ftyp" else ""
+    raise PictureRefused(
+        "not-a-picture", f"it starts with {head!r}, which is no picture format that is read here{hint}"
+    )
+
+
+def _decoded(image: Image.Image, how: Preprocess) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(f"{image.width:,} x {image.height:,}")
+    try:
+        orientation = _orientation(image)
+        _take_shortcut(image, how, sideways=orientation in _SIDEWAYS)
+        image.load()
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return in_color(image, how)
+    except (PictureRefused, MemoryError):
+        raise
+    except Exception as error:
+        # Damage makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, …
+        raise _damaged(image.format or "picture", error) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except Exception:
+        return 1  # a picture with broken notes is still a picture
+
+
+def _take_shortcut(image: Image.Image, how: Preprocess, sideways: bool) -> None:
+    """Let the JPEG decoder leave out detail that resampling would throw away (its DCT scaling)."""
+    if image.format != "JPEG":
+        return
+    size = image.size[::-1] if sideways else image.size
+    width, height = _resampled_size(size, how)
+    if sideways:
+        width, height = height, width
+    image.draft(None, (SHORTCUT_MARGIN * width, SHORTCUT_MARGIN * height))
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+        raise PictureRefused("unsupported", "it has more than 16 bits per pixel; save it as 8 or 16 bits")
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
+
+
+def _image_from_array(pixels: npt.NDArray[Any]) -> Image.Image:
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3) or not pixels.size:
+        found = f"{pixels.dtype} {pixels.shape}"
+        raise PictureRefused("unsupported", f"an array of {found}; expected uint8 (H, W), (H, W, 1) or (H, W, 3)")
+    return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
+
+
+def _binary_file(picture: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]:
+    if isinstance(picture, bytes):
+        return io.BytesIO(picture)
+    if not isinstance(picture, (str, os.PathLike)):
+        return io.BytesIO(picture.read())
+    # Opening a pipe waits for a writer that may never come, so look first.
+    mode = Path(picture).stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise PictureRefused("not-a-file", "it is a folder")
+    if not stat.S_ISREG(mode):
+        raise PictureRefused("not-a-file", "it is a device, a pipe or a socket")
+    return Path(picture).open("rb")
+
+
+def _unreachable(error: OSError) -> PictureRefused:
+    reason = (error.strerror or str(error)).lower()
+    kind = {FileNotFoundError: "not-found", PermissionError: "no-permission"}.get(type(error), "unreadable")
+    return PictureRefused(kind, reason)
+
+
+def _too_large(found: str) -> PictureRefused:
+    return PictureRefused("too-large", f"it has {found} pixels; at most {MAX_PIXELS:,} are decoded; scale it down")
+
+
+def _damaged(name: str, error: Exception) -> PictureRefused:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return PictureRefused("damaged", f"its {name} data cannot be decoded ({reason})")
+
+
+def _fill(how: Preprocess) -> int | tuple[int, ...]:
+    return how.background[0] if how.color == "L" else how.background

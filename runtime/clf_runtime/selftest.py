@@ -1,0 +1,104 @@
+"""The proof inside the file, replayed: real pictures as encoded files, and the logits that PyTorch gave for them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from clf_runtime.classifier import Classifier
+from clf_runtime.errors import ModelRefused
+from clf_runtime.onnx_file import SELFTEST_KEY
+from clf_runtime.preprocess import pixels_from_picture
+from clf_runtime.session import Float32Array
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture and its reference."""
+
+    name: str
+    image: bytes  # a picture file, encoded
+    logits: tuple[float, ...]  # float32 PyTorch, on a CPU
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What travels in the file under `clf.selftest`."""
+
+    tolerance: float  # the largest |difference of a logit| that counts as the same answer
+    cases: tuple[Case, ...]
+
+    def to_json(self) -> str:
+        """Give the text that `from_json` reads."""
+        cases = [
+            {"name": case.name, "image": base64.b64encode(case.image).decode(), "logits": case.logits}
+            for case in self.cases
+        ]
+        return json.dumps({"tolerance": self.tolerance, "cases": cases})
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> SelfTest:
+        """Parse the text; `source` is the file to name in a refusal. Raises ModelRefused."""
+        try:
+            content = json.loads(text)
+            cases = tuple(
+                Case(
+                    str(case["name"]), base64.b64decode(case["image"], validate=True), tuple(map(float, case["logits"]))
+                )
+                for case in content["cases"]
+            )
+            return cls(float(content["tolerance"]), cases)
+        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            raise ModelRefused(
+                f"{source}: refused: its {SELFTEST_KEY} cannot be read ({error!r}); export it again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a replay found on this machine."""
+
+    pictures: int
+    max_difference: float  # of a logit, over all pictures and classes
+    worst: str  # the picture that it belongs to
+    flipped: int  # pictures whose label is another one here
+    tolerance: float
+    provider: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether this machine gives the answers that the model was exported with."""
+        # A NaN compares as false, and so fails.
+        return self.flipped == 0 and self.max_difference <= self.tolerance
+
+
+def replay(classifier: Classifier) -> Outcome:
+    """Run the self-test that `classifier`'s file carries. Raises ModelRefused, PictureRefused."""
+    source = str(classifier.file.path)
+    if SELFTEST_KEY not in classifier.file.metadata:
+        raise ModelRefused(f"{source}: refused: it carries no {SELFTEST_KEY}; export it again")
+    test = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], source)
+    reference = np.asarray([case.logits for case in test.cases], dtype=np.float32)
+    if reference.shape != (len(test.cases), len(classifier.spec.labels)) or not test.cases:
+        raise ModelRefused(f"{source}: refused: its {SELFTEST_KEY} does not fit its labels; export it again")
+    logits = np.stack([_logits(classifier, case) for case in test.cases])
+    differences = np.abs(logits - reference).max(axis=1)
+    worst = int(differences.argmax())  # a NaN counts as the largest
+    return Outcome(
+        pictures=len(test.cases),
+        max_difference=float(differences[worst]),
+        worst=test.cases[worst].name,
+        flipped=int((logits.argmax(axis=1) != reference.argmax(axis=1)).sum()),
+        tolerance=test.tolerance,
+        provider=classifier.provider,
+    )
+
+
+def _logits(classifier: Classifier, case: Case) -> Float32Array:
+    pixels = pixels_from_picture(case.image, classifier.spec.preprocess)
+    logits: Float32Array = classifier.logits(pixels[None])[0][0]
+    return logits

@@ -1,0 +1,206 @@
+"""`clf-train`: images to a state_dict. Parses, calls, prints."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import click
+
+from clf_runtime import __version__
+from clf_runtime.command import ARTIFACTS_OPTION, run, say
+from clf_train.registry import DATASETS, MODELS
+
+if TYPE_CHECKING:
+    from clf_runtime.spec import Color, Fit
+    from clf_train.history import Epoch
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
+    """HxW, or one number for a square."""
+
+    name = "HxW"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Give (height, width) in pixels."""
+        if isinstance(value, tuple):
+            return cast("tuple[int, int]", value)
+        parts = str(value).lower().split("x")
+        if len(parts) > 2 or not all(part.isdigit() and 8 <= int(part) <= 1024 for part in parts):
+            self.fail(f"{value!r} is no size; expected like 32 or 32x48, each from 8 to 1024 pixels.", param, ctx)
+        return int(parts[0]), int(parts[-1])
+
+
+def _list_models(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        for row in MODELS:
+            click.echo(f"{row.name}\t{row.what}")
+        context.exit()
+
+
+@click.command(
+    "clf-train",
+    epilog="\b\nData sets by name:\n"
+    + "\n".join(f"  {row.name:<14} {row.what}" for row in DATASETS)
+    + """
+
+\b
+A folder has a folder of pictures for each class, or train/ and test/ (or val/)
+with those in them. Without a test folder a part is held out, by the seed.
+
+\b
+Examples:
+  clf-train
+  clf-train --data mnist --data-root ~/data -a artifacts/mnist
+  clf-train --data photos/ --size 64 --epochs 40
+
+\b
+Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
+130 Ctrl-C (nothing is written).""",
+)
+@ARTIFACTS_OPTION
+@click.option("--data", "-d", metavar="NAME|DIR", default="digits", show_default=True, help="What to train on.")
+@click.option(
+    "--data-root",
+    metavar="DIR",
+    envvar="CLF_DATA_ROOT",
+    default="data",
+    show_default=True,
+    help="Where data sets by name lie, or are downloaded to.",
+)
+@click.option("--model", type=click.Choice([row.name for row in MODELS]), default=MODELS[0].name, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the pictures.  [default: the recipe's]")
+@click.option("--batch-size", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Its peak.  [default: the recipe's]")
+@click.option("--size", type=Size(), help="Input size in pixels.  [default: the pictures', 64 at most]")
+@click.option("--color", type=click.Choice(["L", "RGB"]), help="Gray or colour.  [default: as the pictures are]")
+@click.option(
+    "--fit",
+    type=click.Choice(["crop", "squash", "pad"]),
+    default="crop",
+    show_default=True,
+    help="How a picture of another shape becomes the input's shape.",
+)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 0.9, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="The share never trained on, where there is no test part.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace a finished model.")
+@click.option("--list-models", is_flag=True, is_eager=True, expose_value=False, callback=_list_models)
+@click.version_option(__version__, prog_name="clf-train")
+def command(
+    artifacts: str,
+    data: str,
+    data_root: str,
+    model: str,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    size: tuple[int, int] | None,
+    color: Color | None,
+    fit: Fit,
+    held_out: float,
+    seed: int,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Train an image classifier: a data set by name, or a folder with a folder of pictures for each class.
+
+    Writes model.pt, model.json, history.csv, report.html and samples/ into the artifacts folder.
+    """
+    from pathlib import Path
+
+    from clf_train.training import Order, train
+
+    order = Order(
+        data=data,
+        data_root=data_root,
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        size=size,
+        color=color,
+        fit=fit,
+        held_out=held_out,
+        seed=seed,
+        device=device,
+        command=shlex.join(["clf-train", *sys.argv[1:]]),
+    )
+    folder = Path(artifacts)
+    with Progress() as progress:
+        spec = train(order, folder, progress, overwrite)
+    assert spec.metrics is not None
+    where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
+    click.echo(
+        f"{spec.metrics.accuracy:.2%} right on {spec.metrics.images:,} held-out pictures; {folder / 'model.pt'}, "
+        f"{folder / 'report.html'}; next: clf-export{where} --format onnx"
+    )
+
+
+def main() -> NoReturn:
+    """Run the command; the entry point."""
+    run(command)
+
+
+class Progress:
+    """Bars where a person waits at a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._terminal = sys.stderr.isatty()
+        self._epochs = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def decoding(self, pictures: int) -> None:
+        """Pictures are about to be decoded."""
+        if pictures:
+            self._open(pictures, "decoding", "picture")
+
+    def decoded(self) -> None:
+        """One more picture was decoded."""
+        self.stepped()
+
+    def fitting(self, order: str, epochs: int, steps: int) -> None:
+        """Training begins, of so many epochs of so many steps."""
+        self._close()
+        self._epochs = epochs
+        say(order)
+        self._open(epochs * steps, "training", "step")
+
+    def stepped(self) -> None:
+        """One more step was done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def epoch(self, row: Epoch) -> None:
+        """An epoch ended."""
+        line = f"epoch {row.epoch}/{self._epochs}: loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.2%}"
+        if row.validation_accuracy is not None:
+            line += f", validation {row.validation_accuracy:.2%}"
+        if self._bar is not None:
+            self._bar.set_description(line)
+        else:
+            say(f"{line}, {row.seconds:.1f} s")
+
+    def _open(self, total: int, what: str, unit: str) -> None:
+        if self._terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None

@@ -1,0 +1,196 @@
+"""Labelled pictures, decoded through the runtime's own preprocessing, and how they are split by a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from clf_runtime.errors import DataRefused, PictureRefused
+from clf_runtime.machine import usable_cores
+from clf_runtime.preprocess import UInt8Array, pixels_from_picture
+from clf_runtime.spec import Preprocess
+
+Int64Array = npt.NDArray[np.int64]
+OnPicture = Callable[[], object]
+_Value = TypeVar("_Value")
+
+# For the temperature and the progress shown. A tenth, but MNIST needs no 6,000 pictures for one number.
+_VALIDATION_SHARE = 0.1
+_VALIDATION_MOST = 2000
+_FAULTS_SHOWN = 5
+
+
+class Pictures(ABC):
+    """Some pictures with their classes, in one fixed order."""
+
+    def __init__(self, names: Sequence[str], targets: Int64Array) -> None:
+        self.names = tuple(names)  # one for each picture, the same on every machine
+        self.targets = targets  # (N,) int64
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def subset(self, indices: Sequence[int]) -> Pictures:
+        """Give the pictures at these indices, in this order."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """Give one picture as the bytes of a picture file. Raises DataRefused."""
+
+    @abstractmethod
+    def decoded(self, how: Preprocess, on_picture: OnPicture = lambda: None) -> UInt8Array:
+        """Give all pictures as uint8 (N, H, W, C), as the device would see them. Raises DataRefused."""
+
+    @abstractmethod
+    def content(self, index: int) -> bytes:
+        """Give the bytes that make this picture this one and no other."""
+
+    def fingerprint(self) -> str:
+        """Give the SHA-256 of all pictures' content and classes, in order."""
+        total = hashlib.sha256(self.targets.astype("<i8").tobytes())
+        for digest in _in_threads(lambda index: hashlib.sha256(self.content(index)).digest(), range(len(self))):
+            total.update(digest)
+        return total.hexdigest()
+
+
+class ArrayPictures(Pictures):
+    """Pictures that come as one array, like MNIST's."""
+
+    def __init__(self, pixels: UInt8Array, names: Sequence[str], targets: Int64Array) -> None:
+        super().__init__(names, targets)
+        self._pixels = pixels  # (N, H, W, C)
+
+    def subset(self, indices: Sequence[int]) -> ArrayPictures:
+        """See Pictures."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return ArrayPictures(self._pixels[rows], [self.names[index] for index in rows], self.targets[rows])
+
+    def encoded(self, index: int) -> bytes:
+        """See Pictures; the file is a PNG."""
+        file = io.BytesIO()
+        pixels = self._pixels[index]
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", optimize=True)
+        return file.getvalue()
+
+    def decoded(self, how: Preprocess, on_picture: OnPicture = lambda: None) -> UInt8Array:
+        """See Pictures. Pictures that already are what the graph takes are taken as they are."""
+        if self._pixels.shape[1:] == how.shape:
+            return self._pixels
+        pixels = [pixels_from_picture(picture, how) for picture in self._pixels]
+        return np.stack(pixels)
+
+    def content(self, index: int) -> bytes:
+        """See Pictures."""
+        content: bytes = self._pixels[index].tobytes()
+        return content
+
+
+class FilePictures(Pictures):
+    """Pictures that are files, named relative to their folder."""
+
+    def __init__(self, root: Path, names: Sequence[str], targets: Int64Array) -> None:
+        super().__init__(names, targets)
+        self._root = root
+
+    def path(self, index: int) -> Path:
+        """Where one picture lies."""
+        return self._root / self.names[index]
+
+    def subset(self, indices: Sequence[int]) -> FilePictures:
+        """See Pictures."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return FilePictures(self._root, [self.names[index] for index in rows], self.targets[rows])
+
+    def encoded(self, index: int) -> bytes:
+        """See Pictures; the file as it is."""
+        try:
+            return self.path(index).read_bytes()
+        except OSError as error:
+            raise DataRefused(f"{self.path(index)}: {(error.strerror or str(error)).lower()}") from None
+
+    def decoded(self, how: Preprocess, on_picture: OnPicture = lambda: None) -> UInt8Array:
+        """See Pictures. Every fault is found before the first is told."""
+
+        def decode(index: int) -> UInt8Array | str:
+            try:
+                return pixels_from_picture(self.path(index), how)
+            except PictureRefused as refusal:
+                return f"{self.path(index)}: {refusal.kind}: {refusal}"
+            finally:
+                on_picture()
+
+        pictures = list(_in_threads(decode, range(len(self))))
+        faults = [each for each in pictures if isinstance(each, str)]
+        if faults:
+            shown = "; ".join(faults[:_FAULTS_SHOWN])
+            more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
+            raise DataRefused(
+                f"{len(faults)} of {len(self)} pictures cannot be read: {shown}{more}; mend or remove them"
+            )
+        return np.stack([each for each in pictures if not isinstance(each, str)])
+
+    def content(self, index: int) -> bytes:
+        """See Pictures."""
+        return self.encoded(index)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures in three parts that share none: trained on, fitted the temperature on, and reported."""
+
+    labels: tuple[str, ...]
+    train: Pictures
+    validation: Pictures
+    test: Pictures
+    test_name: str  # how the reported split came about, for the report
+
+
+def with_validation(labels: tuple[str, ...], rest: Pictures, test: Pictures, test_name: str, seed: int) -> Dataset:
+    """Make a data set of a training and a test part, by keeping some of the first for validation."""
+    share = min(_VALIDATION_SHARE, _VALIDATION_MOST / max(1, len(rest)))
+    kept, validation = held_out(rest, share, seed, "validation", smallest=3)
+    return Dataset(labels, kept, validation, test, test_name)
+
+
+def held_out(pictures: Pictures, share: float, seed: int, purpose: str, smallest: int) -> tuple[Pictures, Pictures]:
+    """Keep the same share of each class apart: (what remains, what is kept), both in their former order.
+
+    A picture's place depends on the seed and its name alone, so that it is the same on every machine, and
+    adding pictures moves few of the others. A class gives at least one, unless it has fewer than `smallest`.
+    """
+    ranks = [hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest() for name in pictures.names]
+    apart: set[int] = set()
+    for target in np.unique(pictures.targets):
+        members = sorted(np.flatnonzero(pictures.targets == target).tolist(), key=ranks.__getitem__)
+        count = max(1, round(share * len(members))) if len(members) >= smallest else 0
+        apart.update(members[: min(count, len(members) - 1)])
+    remaining = [index for index in range(len(pictures)) if index not in apart]
+    return pictures.subset(remaining), pictures.subset(sorted(apart))
+
+
+def in_turns(targets: Int64Array, count: int) -> list[int]:
+    """Give the indices of at most `count` pictures, the classes taken in turn."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for index, target in enumerate(targets.tolist()):
+        turns.append((seen[target], target, index))
+        seen[target] += 1
+    return [index for _, _, index in sorted(turns)[:count]]
+
+
+def _in_threads(work: Callable[[int], _Value], indices: Iterable[int]) -> Iterable[_Value]:
+    # Decoding and hashing leave Python's lock, so threads use every core.
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        yield from pool.map(work, indices, chunksize=1)

@@ -1,0 +1,73 @@
+"""A finished model as the artifacts folder holds it: model.pt, the state_dict, beside model.json, the spec."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clf_runtime import artifacts
+from clf_runtime.errors import ModelRefused
+from clf_runtime.spec import ModelSpec
+from clf_train.models import model_from_spec
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in eval mode, in float32 on the CPU, and what it needs to know about itself."""
+
+    spec: ModelSpec
+    model: nn.Module
+
+
+def state_dict_bytes(model: nn.Module) -> bytes:
+    """Give the file that torch.load(weights_only=True) opens anywhere: contiguous tensors on the CPU."""
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def load(folder: Path) -> Trained:
+    """Open a finished model, digest checked. Raises ModelRefused."""
+    spec_path, weights_path = folder / artifacts.SPEC, folder / artifacts.STATE_DICT
+    if not spec_path.is_file():
+        found = f"{artifacts.STATE_DICT} without {artifacts.SPEC}" if weights_path.is_file() else "no finished model"
+        raise ModelRefused(f"{folder}: {found}; clf-train makes one, -a names another folder")
+    spec = ModelSpec.from_json(_text(spec_path), str(spec_path))
+    if not weights_path.is_file():
+        raise ModelRefused(f"{weights_path}: missing beside {artifacts.SPEC}; train again with --overwrite")
+    content = weights_path.read_bytes()
+    stated = spec.provenance.state_dict_sha256 if spec.provenance else None
+    if stated is not None and hashlib.sha256(content).hexdigest() != stated:
+        raise ModelRefused(
+            f"{weights_path}: refused: its digest is not the one in {artifacts.SPEC} (damaged, or of another "
+            "training); copy both again, or train again with --overwrite"
+        )
+    model = model_from_spec(spec)
+    try:
+        model.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except Exception as error:  # unpickling a damaged file can raise nearly anything
+        reason = " ".join(str(error).split())[:200]
+        raise ModelRefused(f"{weights_path}: refused: no state_dict of {spec.architecture} ({reason})") from None
+    _refuse_not_finite(model, weights_path)
+    return Trained(spec, model.float().eval())
+
+
+def _refuse_not_finite(model: nn.Module, path: Path) -> None:
+    for name, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise ModelRefused(
+                f"{path}: refused: {name} has NaN or infinite values, so no answer of it means anything; train again"
+            )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ModelRefused(f"{path}: refused: it is not UTF-8 text; train again with --overwrite") from None

@@ -73,8 +73,8 @@ def run(command: click.Command) -> NoReturn:
     if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:
         command.main(prog_name=program)  # shell completion; exits
     signal.signal(signal.SIGTERM, _terminated)
-    # Pillow warns of the sizes that our own limit refuses, in a line of its own.
-    warnings.filterwarnings("ignore", message="Image size")
+    # What Pillow warns of, in lines of its own, a record says or does not matter.
+    warnings.filterwarnings("ignore", module="PIL")
     sys.exit(_exit_code(command, program))
 
 

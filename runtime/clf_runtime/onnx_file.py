@@ -85,18 +85,18 @@ FOOTER_BYTES = len(footer("0" * 64))
 def read(path: Path) -> OnnxFile:
     """Check a file's digest and read what surrounds its graph. Raises ModelRefused, OSError."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        regular = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
         raise ModelRefused(f"{path}: no such model; clf-export makes one, --model names another") from None
-    with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor, not a path)
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ModelRefused(f"{path}: refused: it is no file; expected an ONNX file of clf-export")
-        if status.st_size == 0:
+    if not regular:
+        raise ModelRefused(f"{path}: refused: it is no file; expected an ONNX file of clf-export")
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
             raise ModelRefused(f"{path}: refused: it is empty; export it again")
-        sha256 = _checked_digest(path, file, status.st_size)
+        sha256 = _checked_digest(path, file, size)
         # Not closed by hand: a refusal's traceback still holds slices of it. It goes with the last of them.
-        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return _parsed(path, memoryview(mapped), sha256)
 
 

@@ -33,6 +33,7 @@ class Session:
         """
         _refuse_too_old(model)
         self._session = _opened(model.path, _providers(device), threads)
+        _refuse_other_signature(model.path, self._session)
         self.provider: str = self._session.get_providers()[0]
         if device.startswith("cuda") and self.provider != CUDA:
             raise MachineUnable(f"--device {device}: {_why_no_cuda()}")
@@ -56,6 +57,17 @@ class Session:
 def runtime_version() -> str:
     """Give the version of the onnxruntime that is installed."""
     return str(onnxruntime.__version__)
+
+
+def _refuse_other_signature(path: Path, session: Any) -> None:
+    inputs = [(value.name, value.type, len(value.shape)) for value in session.get_inputs()]
+    outputs = {(value.name, value.type, len(value.shape)) for value in session.get_outputs()}
+    wanted = {("logits", "tensor(float)", 2), ("probabilities", "tensor(float)", 2)}
+    if inputs != [("image", "tensor(uint8)", 4)] or outputs != wanted:
+        raise ModelRefused(
+            f"{path}: refused: its graph takes {inputs} and gives {sorted(outputs)}; "
+            "expected uint8 image to float logits and probabilities; export it with clf-export"
+        )
 
 
 def _opened(path: Path, providers: list[Any], threads: int) -> Any:

@@ -11,6 +11,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PureWindowsPath
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +33,9 @@ MOST_CONFUSIONS = 30
 MOST_PICTURES = 40
 MOST_MISTAKES = 20
 
-# 60 pictures of 96 x 96 RGB noise, the worst case, make 0.8 MB as JPEG 85 and would make 2.2 MB as PNG.
+# 60 pictures of 96 x 96 RGB noise, the worst case, take 0.55 MB as JPEG 85 and would take 2.2 MB as PNG.
 _LONGEST_SIDE = 96
-_LONGEST_PNG_SIDE = 64
-_LONGEST_PIXELATED_SIDE = 32
+_LONGEST_PIXELATED_SIDE = 32  # up to here a picture's own pixels are to be seen: no JPEG, and no smooth enlarging
 _JPEG_QUALITY = 85
 
 _LONGEST_LABEL = 80  # characters; a label can be a whole page, and the page repeats it many times
@@ -58,7 +58,7 @@ class Scale:
 
     name: str
     axis: str
-    low: float | None  # where the axis begins; None for just below the lowest value
+    low: Callable[[Sequence[float]], float]  # where the axis begins for these values
     text: Callable[[float], str]
     tick_text: Callable[[float], str]
 
@@ -124,7 +124,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pictures whose confidence is in (low, high]; both means are 0 where there are none."""
+    """Pictures whose confidence is in [low, high), the last bin's up to 1; both means are 0 where there are none."""
 
     low: float
     high: float
@@ -148,6 +148,7 @@ class Answers:
 class Page:
     """All that the template reads."""
 
+    title: str
     spec: ModelSpec
     history: tuple[Epoch, ...]
     figures: tuple[Figure, ...]
@@ -156,7 +157,7 @@ class Page:
     classes_seen: int  # classes with a held-out picture
     matrix: tuple[tuple[Cell, ...], ...]  # empty for many classes
     numbered: bool
-    short_labels: bool  # short enough for the matrix's columns to be headed upright
+    short_labels: bool  # short enough for narrow columns, and for heads of the matrix that need no turning
     confusions: tuple[Cell, ...]  # most frequent first; for many classes
     pictures: tuple[Shown, ...]
     mistakes: tuple[Shown, ...]  # most confident first
@@ -182,7 +183,7 @@ def html_from_run(
         pixels=pixels,
         targets=targets,
         predicted=probabilities.argmax(axis=1).astype(np.int64),
-        confidence=probabilities.max(axis=1),
+        confidence=np.nan_to_num(probabilities.max(axis=1)),  # a diverged model is sure of nothing
     )
     return _environment().get_template("report.html.j2").render(page=_page(spec, tuple(history), answers))
 
@@ -191,9 +192,9 @@ def percent(share: float) -> str:
     """Give a share of 0..1 in percent; only what is all of it reads 100, only what is nothing reads 0."""
     text = f"{100 * share:.1f}"
     if text == "100.0" and share < 1:
-        text = "> 99.9"
+        text = ">99.9"
     if text == "0.0" and share > 0:
-        text = "< 0.1"
+        text = "<0.1"
     return f"{text}\u00a0%"
 
 
@@ -209,8 +210,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}\u00a0h {whole % 3600 // 60:02}\u00a0min"
 
 
-LOSS = Scale("Loss", "loss, nats", 0, "{:.4f}".format, "{:.4g}".format)
-ACCURACY = Scale("Accuracy", "accuracy", None, percent, lambda share: f"{100 * share:.4g}\u00a0%")
+# A loss is read against 0. Accuracies often lie close together, so their axis begins near the lowest; it spans
+# 5 points at least, lest a flat curve look wild.
+LOSS = Scale("Loss", "loss, nats", lambda values: 0, "{:.4f}".format, "{:.4g}".format)
+ACCURACY = Scale(
+    "Accuracy",
+    "accuracy",
+    lambda values: max(0, min(min(values), max(values) - 0.05)),
+    percent,
+    lambda share: f"{100 * share:.4g}\u00a0%",
+)
 
 
 def _environment() -> Environment:
@@ -230,6 +239,7 @@ def _page(spec: ModelSpec, history: tuple[Epoch, ...], answers: Answers) -> Page
     counts = _confusion_counts(answers)
     in_matrix = len(answers.labels) <= MOST_IN_MATRIX
     return Page(
+        title=_title(spec),
         spec=spec,
         history=history,
         figures=(*_quality_figures(spec, answers), *_model_figures(spec, history)),
@@ -246,6 +256,14 @@ def _page(spec: ModelSpec, history: tuple[Epoch, ...], answers: Answers) -> Page
         pixelated=max(answers.pixels.shape[1:3]) <= _LONGEST_PIXELATED_SIDE,
         bins=_bins(answers),
     )
+
+
+def _title(spec: ModelSpec) -> str:
+    if spec.provenance is None:
+        return spec.architecture
+    # A folder as it was typed, on whichever system; all of it is in the page's provenance.
+    data = PureWindowsPath(spec.provenance.data).name or spec.provenance.data
+    return f"{spec.architecture} on {_shortened(data)}"
 
 
 def _shortened(label: str) -> str:
@@ -299,7 +317,7 @@ def _chart(scale: Scale, epochs: Sequence[int], values: Sequence[tuple[float, fl
     """Lay out one chart; `values` are pairs of training and validation, one for each epoch."""
     # A training that diverged has epochs without a finite loss, and is the one whose report is needed most.
     known = [value for pair in values for value in pair if value is not None and math.isfinite(value)]
-    heights = _round_values(min(known, default=0) if scale.low is None else scale.low, max(known, default=1))
+    heights = _round_values(scale.low(known) if known else 0, max(known, default=1))
 
     def height(value: float) -> float:
         return (value - heights[0]) / (heights[-1] - heights[0])
@@ -330,14 +348,13 @@ def _mark_text(epoch: int, pair: tuple[float, float | None], text: Callable[[flo
 
 
 def _round_values(low: float, high: float) -> tuple[float, ...]:
-    """Give equally spaced values in steps of 1, 2, 2.5 or 5 times a power of ten, from `low` or below to `high` or above."""
-    rough = max(high - low, 0.01) / _Y_STEPS
+    """Give values in steps of 1, 2, 2.5 or 5 times a power of ten, from `low` or below to `high` or above."""
+    high = max(high, low + 0.01)  # all values may be one
+    rough = (high - low) / _Y_STEPS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough)
     # 1e-9: 0.3 / 0.1 is 2.9999..., and must not cost an empty step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    if first == last:  # a flat line; below it, because above an accuracy of 1 there is nothing
-        first -= 1
     return tuple(number * step for number in range(first, last + 1))
 
 
@@ -421,7 +438,7 @@ def data_uri(pixels: UInt8Array) -> str:
     """Give one picture, uint8 (H, W, C), as a data URI: PNG while it is small, else a JPEG of at most 96 pixels."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    kind = "png" if max(pixels.shape[:2]) <= _LONGEST_PNG_SIDE else "jpeg"
+    kind = "png" if max(pixels.shape[:2]) <= _LONGEST_PIXELATED_SIDE else "jpeg"
     file = io.BytesIO()
     picture.save(file, kind, quality=_JPEG_QUALITY, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
@@ -429,7 +446,8 @@ def data_uri(pixels: UInt8Array) -> str:
 
 def _bins(answers: Answers) -> tuple[Bin, ...]:
     right = answers.predicted == answers.targets
-    places = np.clip(np.ceil(answers.confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
+    # The bins of clf_train.evaluate, so that the bars and the calibration error tell of the same thing.
+    places = np.minimum((answers.confidence.astype(np.float64) * BINS).astype(np.int64), BINS - 1)
     bins = []
     for place in range(BINS):
         here = places == place

@@ -1,0 +1,55 @@
+# make demo · make test · make lint · make bench · make lock
+# The only things needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: setup demo test lint check bench lock clean
+
+demo: setup
+	clf-train --overwrite
+	clf-export --format onnx --format torchscript
+	clf-run artifacts/samples
+	@echo
+	@echo "The report of the training:  artifacts/report.html"
+	@echo "Your own pictures:           .venv/bin/clf-run my-digit.jpg"
+	@echo "Your own classes:            .venv/bin/clf-train --data FOLDER -a artifacts/mine   (a folder of pictures per class)"
+	@echo "Then:                        .venv/bin/clf-export -a artifacts/mine && .venv/bin/clf-run -a artifacts/mine PICTURE"
+
+test: lint check
+
+lint: setup
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+check: setup
+	coverage erase
+	coverage run -m pytest
+	coverage combine --quiet
+	coverage report
+
+bench: setup
+	python benchmarks/cold_start.py
+	python benchmarks/accuracy.py
+
+# Renews the pinned list of the development environment, for every Python from 3.10 on.
+lock: setup
+	uv pip compile pyproject.toml --extra dev --upgrade --universal --python-version 3.10 --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --quiet --output-file requirements/dev.txt
+
+clean:
+	rm -rf $(VENV)
+
+setup: $(READY)
+
+$(READY): requirements/dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' || { echo "clf-edge needs Python 3.10 or later with venv; name one: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ;]*\).*/\1/p' requirements/dev.txt)"
+	uv pip install --quiet --python $(VENV)/bin/python --require-hashes --requirement requirements/dev.txt
+	uv pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation --editable .
+	@touch $(READY)

@@ -1,0 +1,229 @@
+"""The library: a Classifier gives the same answer however it is asked."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import shutil
+import threading
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from clf_runtime import Classifier, Failure, MachineUnable, ModelRefused, PictureRefused, Prediction
+from clf_runtime.onnx_file import SELFTEST_KEY, SPEC_KEY
+from clf_runtime.selftest import SelfTest, replay
+
+
+@pytest.fixture(scope="module")
+def classifier(model):
+    return Classifier.load(model, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def parallel(model):
+    return Classifier.load(model, device="cpu", threads=2, workers=2)
+
+
+def rewritten(model, target, **metadata: str):
+    """Copy a model with other metadata and a digest that fits, as someone could who knows the format."""
+    import hashlib
+
+    from clf_runtime.onnx_file import footer
+
+    loaded = onnx.load(model)
+    kept = {entry.key: entry.value for entry in loaded.metadata_props if entry.key != "clf.sha256"} | metadata
+    del loaded.metadata_props[:]
+    for key, value in kept.items():
+        loaded.metadata_props.add(key=key, value=value)
+    content = loaded.SerializeToString()
+    target.write_bytes(content + footer(hashlib.sha256(content).hexdigest()))
+    return target
+
+
+def test_a_picture_gets_its_label_and_a_probability(classifier, samples):
+    for path in samples:
+        prediction = classifier.predict(path)
+        assert prediction.path == str(path)
+        assert prediction.label == classifier.spec.labels[prediction.index]
+        assert 0 < prediction.score <= 1
+        assert prediction.provider == "CPUExecutionProvider"
+    right = sum(classifier.predict(path).label == path.name.partition("-")[0] for path in samples)
+    assert right >= len(samples) - 1
+
+
+def test_path_bytes_file_image_and_array_get_the_same_answer(classifier, samples):
+    path = samples[3]
+    wanted = classifier.predict(str(path))
+    image = Image.open(path)
+    for picture in (path, path.read_bytes(), io.BytesIO(path.read_bytes()), image, np.asarray(image)):
+        prediction = classifier.predict(picture)
+        assert (prediction.label, prediction.score) == (wanted.label, wanted.score)
+
+
+def test_top_is_in_falling_order_and_begins_with_the_answer(classifier, samples):
+    prediction = classifier.predict(samples[0], top=99)
+    scores = [each.score for each in prediction.top]
+    assert len(scores) == 10
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1, abs=1e-5)
+    assert (prediction.top[0].label, prediction.top[0].score) == (prediction.label, prediction.score)
+
+
+def test_a_bad_picture_raises_alone_and_fails_in_its_place_among_others(classifier, parallel, samples, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("not a picture")
+    with pytest.raises(PictureRefused):
+        classifier.predict(bad)
+    paths = [*samples[:5], bad, *samples[5:], tmp_path / "none.png"]
+    for each in (classifier, parallel):
+        results = list(each.predict_files(paths, batch_size=4))
+        assert [result.path for result in results] == [str(path) for path in paths]
+        assert [type(result) for result in results] == [*[Prediction] * 5, Failure, *[Prediction] * 11, Failure]
+        assert (results[5].kind, results[-1].kind) == ("not-a-picture", "not-found")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
+def test_batch_size_and_threads_change_no_answer(classifier, parallel, samples, batch_size):
+    wanted = [classifier.predict(path) for path in samples]
+    for each in (classifier, parallel):
+        for result, one in zip(each.predict_files(samples, batch_size=batch_size), wanted, strict=True):
+            assert result.label == one.label
+            assert result.score == pytest.approx(one.score, abs=1e-6)
+
+
+def test_an_endless_stream_of_files_is_read_lazily(parallel, samples):
+    taken = []
+
+    def endless():
+        for path in itertools.cycle(samples):
+            taken.append(path)
+            yield path
+
+    stream = parallel.predict_files(endless(), batch_size=4)
+    first = list(itertools.islice(stream, 10))
+    stream.close()
+    assert [result.path for result in first] == [str(path) for path in taken[:10]]
+    assert len(taken) <= 40
+
+
+def test_many_threads_may_ask_one_classifier(classifier, samples):
+    wanted = [classifier.predict(path).score for path in samples]
+    given: dict[int, list[float]] = {}
+
+    def ask(number: int) -> None:
+        given[number] = [classifier.predict(path).score for path in samples]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(given.values()) == [wanted] * 8
+
+
+def test_cuda_works_or_fails_with_the_reason_and_what_mends_it(model):
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(MachineUnable, match=r'built without CUDA; .*pip install "clf-edge\[gpu\]"'):
+            Classifier.load(model, device=device)
+    with pytest.raises(MachineUnable, match="--device tpu: unknown; expected auto, cpu, cuda or cuda:N"):
+        Classifier.load(model, device="tpu")
+    assert Classifier.load(model, device="auto").provider == "CPUExecutionProvider"
+
+
+def test_a_spec_that_does_not_fit_the_graph_is_refused(model, tmp_path, classifier):
+    spec = classifier.spec.to_json()
+    for wrong in (spec.replace('"height": 8', '"height": 16'), spec.replace('"9"', '"9", "ten"')):
+        path = rewritten(model, tmp_path / "model.onnx", **{SPEC_KEY: wrong})
+        with pytest.raises(ModelRefused, match=r"its graph takes .* and gives 10 classes, its spec says"):
+            Classifier.load(path)
+
+
+def test_a_graph_with_other_inputs_is_refused(tmp_path, classifier, model):
+    from onnx import TensorProto, helper
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([node], "g", [value], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N"])])
+    other = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    (tmp_path / "other.onnx").write_bytes(other.SerializeToString())
+    path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx", **{SPEC_KEY: classifier.spec.to_json()})
+    with pytest.raises(ModelRefused, match="expected uint8 image to float logits and probabilities"):
+        Classifier.load(path)
+
+
+def test_a_graph_that_onnxruntime_cannot_open_is_refused_in_one_line(tmp_path, classifier, model):
+    loaded = onnx.load(model)
+    loaded.graph.node[0].op_type = "NoSuchOperator"
+    (tmp_path / "other.onnx").write_bytes(loaded.SerializeToString())
+    path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx")
+    with pytest.raises(ModelRefused, match="refused by onnxruntime") as refused:
+        Classifier.load(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_too_new_for_this_onnxruntime_is_refused_with_the_version_it_needs(model, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "__version__", "1.14.1")
+    with pytest.raises(ModelRefused, match=r"opset 18 and IR 8 need onnxruntime 1\.15 or later, here is 1\.14\.1"):
+        Classifier.load(model)
+
+
+def test_the_self_test_passes_where_the_model_was_made(classifier):
+    outcome = replay(classifier)
+    assert outcome.passed
+    assert 8 <= outcome.pictures <= 16
+    assert outcome.flipped == 0
+    assert 0 <= outcome.max_difference <= 1e-4
+
+
+def test_the_self_test_is_small(classifier):
+    assert len(classifier.file.metadata[SELFTEST_KEY]) <= 300_000
+
+
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_the_self_test_fails_where_a_logit_differs(model, tmp_path, classifier, wrong):
+    test = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], "model.onnx")
+    case = test.cases[2]
+    shifted = type(case)(case.name, case.image, (case.logits[0] + wrong, *case.logits[1:]))
+    changed = SelfTest(test.tolerance, (*test.cases[:2], shifted, *test.cases[3:]))
+    path = rewritten(model, tmp_path / "model.onnx", **{SELFTEST_KEY: changed.to_json()})
+    outcome = replay(Classifier.load(path))
+    assert not outcome.passed
+    assert outcome.worst == case.name
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read"),
+        ('{"tolerance": 1, "cases": [{"name": "a", "image": "%%", "logits": []}]}', "cannot be read"),
+        ('{"tolerance": 1, "cases": []}', "does not fit its labels"),
+        ('{"tolerance": 1, "cases": [{"name": "a", "image": "", "logits": [1]}]}', "does not fit its labels"),
+    ],
+)
+def test_a_self_test_that_cannot_be_replayed_is_refused(model, tmp_path, content, said):
+    path = rewritten(model, tmp_path / "model.onnx", **{SELFTEST_KEY: content})
+    with pytest.raises(ModelRefused, match=said):
+        replay(Classifier.load(path))
+
+
+def test_a_file_without_a_self_test_is_refused(model, tmp_path):
+    loaded = onnx.load(model)
+    kept = [entry for entry in loaded.metadata_props if entry.key != SELFTEST_KEY]
+    del loaded.metadata_props[:]
+    loaded.metadata_props.extend(kept)
+    (tmp_path / "other.onnx").write_bytes(loaded.SerializeToString())
+    path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx")
+    with pytest.raises(ModelRefused, match="it carries no clf.selftest"):
+        replay(Classifier.load(path))
+
+
+def test_a_model_may_lie_under_any_name(model, tmp_path, samples):
+    path = tmp_path / "mödel with spaces\nand a break.onnx"
+    shutil.copy(model, path)
+    assert Classifier.load(path).predict(samples[0]).label == Classifier.load(model).predict(samples[0]).label

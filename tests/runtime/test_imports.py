@@ -1,0 +1,47 @@
+"""What the runtime imports, and what it does not: the device has nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("numpy", "PIL", "onnxruntime", "torch", "torchvision", "onnx", "sklearn", "jinja2", "tqdm")
+NEVER_ON_A_DEVICE = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "jinja2", "tqdm", "scipy", "clf_train")
+
+
+def modules_after(code: str) -> set[str]:
+    program = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stderr.split()}
+
+
+@pytest.mark.parametrize("package", ["clf_runtime", "clf_train", "clf_export"])
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(package, flag):
+    loaded = modules_after(
+        f"from {package}.cli import command\n"
+        f"try: command.main(['{flag}'], standalone_mode=False)\nexcept SystemExit: pass"
+    )
+    assert "click" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_importing_the_package_loads_nothing_but_itself():
+    assert not modules_after("import clf_runtime; clf_runtime.ClfError") & {*HEAVY, "click"}
+
+
+def test_classifying_a_picture_needs_neither_torch_nor_onnx(model, samples):
+    loaded = modules_after(f"from clf_runtime import Classifier\nClassifier.load({str(model)!r}).predict({str(samples[0])!r})")
+    assert {"numpy", "PIL", "onnxruntime"} <= loaded
+    assert not loaded & set(NEVER_ON_A_DEVICE)
+
+
+def test_every_public_name_resolves_and_no_other_does():
+    import clf_runtime
+
+    assert all(getattr(clf_runtime, name) is not None for name in clf_runtime.__all__)
+    assert set(dir(clf_runtime)) == set(clf_runtime.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Clasifier'"):
+        clf_runtime.Clasifier  # noqa: B018

@@ -1,0 +1,69 @@
+"""Threads come from what this process may use, not from the host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from clf_runtime import machine
+
+
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_affinity", lambda: 64)
+
+    def write(listing: str | None, files: dict[str, str]) -> int:
+        proc, root = tmp_path / "proc", tmp_path / "cgroup"
+        (proc / "self").mkdir(parents=True)
+        root.mkdir()
+        if listing is not None:
+            (proc / "self" / "cgroup").write_text(listing)
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        return machine.usable_cores(proc, root)
+
+    return write
+
+
+def test_without_cgroups_the_affinity_mask_decides(cgroups):
+    assert cgroups(None, {}) == 64
+
+
+def test_a_quota_of_version_2_decides(cgroups):
+    assert cgroups("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n"}) == 3
+
+
+def test_the_tightest_quota_among_the_parents_decides(cgroups):
+    assert cgroups("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "250000 100000\n"}) == 2
+
+
+def test_less_than_one_core_is_one_thread(cgroups):
+    assert cgroups("0::/\n", {"cpu.max": "50000 100000\n"}) == 1
+
+
+def test_a_quota_of_version_1_decides(cgroups):
+    files = {"cpu/docker/x/cpu.cfs_quota_us": "400000\n", "cpu/docker/x/cpu.cfs_period_us": "100000\n"}
+    assert cgroups("5:cpuset:/\n4:cpu,cpuacct:/docker/x\n", files) == 4
+
+
+def test_no_quota_of_version_1_is_no_limit(cgroups):
+    assert cgroups("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}) == 64
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity mask")
+def test_a_process_bound_to_one_core_uses_one():
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from clf_runtime.machine import usable_cores; print(usable_cores())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "1"
+
+
+def test_where_there_is_no_affinity_mask_the_processor_count_decides(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert machine._affinity() == 3

@@ -1,0 +1,249 @@
+"""Every picture becomes the pixels that it shows, or a refusal that says why not."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import time
+import zlib
+
+import numpy as np
+import pytest
+from awkward import awkward_pictures, drawing
+from PIL import Image
+
+from clf_runtime.errors import PICTURE_FAULTS, PictureRefused
+from clf_runtime.preprocess import MAX_PIXELS, pixels_from_picture
+from clf_runtime.spec import Preprocess
+
+RGB = Preprocess("RGB", 24, 32, "squash", 1.0, "bilinear", (255, 255, 255))
+GRAY = Preprocess("L", 24, 32, "squash", 1.0, "bilinear", (255,))
+
+
+def png(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def refusal(picture: object, how: Preprocess = RGB) -> PictureRefused:
+    with pytest.raises(PictureRefused) as refused:
+        pixels_from_picture(picture, how)  # type: ignore[arg-type]
+    assert refused.value.kind in PICTURE_FAULTS
+    assert "\n" not in str(refused.value)
+    return refused.value
+
+
+@pytest.mark.parametrize("how", [RGB, GRAY], ids=["RGB", "L"])
+def test_every_kind_of_picture_becomes_uint8_of_the_wanted_shape(tmp_path, how):
+    for path in awkward_pictures(tmp_path).values():
+        pixels = pixels_from_picture(path, how)
+        assert (pixels.dtype, pixels.shape) == (np.uint8, how.shape), path
+
+
+def test_all_ways_to_hand_over_a_picture_give_the_same_pixels(tmp_path):
+    image = drawing(80, 60)
+    path = tmp_path / "a.png"
+    image.save(path)
+    wanted = pixels_from_picture(str(path), RGB)
+    with path.open("rb") as file:
+        others = [path, path.read_bytes(), file, io.BytesIO(path.read_bytes()), image, np.asarray(image)]
+        for other in others:
+            np.testing.assert_array_equal(pixels_from_picture(other, RGB), wanted)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1)])
+def test_a_gray_array_may_have_a_channel_axis_or_none(shape):
+    assert pixels_from_picture(np.full(shape, 7, np.uint8), RGB).tolist() == np.full(RGB.shape, 7).tolist()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation):
+    upright = drawing(64, 48)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    stored.save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(pixels_from_picture(tmp_path / "a.png", RGB), pixels_from_picture(upright, RGB))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_picture_with_a_broken_exif_block_is_still_a_picture():
+    file = io.BytesIO()
+    drawing(40, 30).save(file, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    assert pixels_from_picture(file.getvalue(), RGB).shape == RGB.shape
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    how = Preprocess("L", 1, 6, "squash", 1.0, "bilinear", (0,))
+    assert pixels_from_picture(png(Image.fromarray(values)), how)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+
+
+def test_transparency_lies_over_the_background_and_not_over_black():
+    clear = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
+    how = Preprocess("RGB", 5, 5, "squash", 1.0, "bilinear", (9, 80, 200))
+    assert (pixels_from_picture(png(clear), how) == (9, 80, 200)).all()
+    assert (pixels_from_picture(png(clear), GRAY) == 255).all()
+
+
+def test_only_the_first_frame_of_an_animation_counts(tmp_path):
+    animated = awkward_pictures(tmp_path)["animated.gif"]
+    with Image.open(animated) as image:
+        first = image.convert("RGB")
+    np.testing.assert_array_equal(pixels_from_picture(animated, RGB), pixels_from_picture(first, RGB))
+
+
+def test_a_crop_shows_the_centre_and_a_pad_shows_all():
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 200
+    crop = Preprocess("RGB", 10, 10, "crop", 1.0, "bilinear", (1, 2, 3))
+    pad = Preprocess("RGB", 30, 30, "pad", 1.0, "bilinear", (1, 2, 3))
+    assert (pixels_from_picture(pixels, crop) == 200).all()
+    padded = pixels_from_picture(pixels, pad)
+    np.testing.assert_array_equal(padded[10:20], pixels)
+    assert (padded[:10] == (1, 2, 3)).all()
+    assert (padded[20:] == (1, 2, 3)).all()
+
+
+def test_a_gray_pad_takes_the_gray_background():
+    pad = Preprocess("L", 30, 10, "pad", 1.0, "bilinear", (77,))
+    assert pixels_from_picture(np.zeros((10, 10), np.uint8), pad)[0, 0, 0] == 77
+
+
+def test_a_huge_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path):
+    path = tmp_path / "huge.jpg"
+    drawing(2000, 1500).save(path, quality=95)
+    exact = pixels_from_picture(Image.open(path).convert("RGB"), RGB).astype(int)
+    assert np.abs(pixels_from_picture(path, RGB).astype(int) - exact).mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "said"),
+    [
+        (b"", "empty", "zero bytes"),
+        (b"hello, this is a letter", "not-a-picture", "starts with b'hello"),
+        (b"<html><body>404</body></html>", "not-a-picture", "<html>"),
+        (b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00", "not-a-picture", "convert HEIC"),
+        (b"RIFF\x00\x00\x00\x00WAVE", "not-a-picture", "RIFF"),
+        (b"\xff\xd8\xff\xe0", "damaged", "JPEG"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged", "PNG"),
+        (b"GIF89a" + bytes(3), "damaged", "GIF"),
+        (b"BM", "damaged", "BMP"),
+        (b"II*\x00\xff\xff\xff\xff", "damaged", "TIFF"),
+        (b"P6 junk", "damaged", "PPM"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_kind(content, kind, said):
+    refused = refusal(content)
+    assert refused.kind == kind
+    assert said in str(refused)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_picture_cut_off_at_any_byte_is_refused_or_whole():
+    for content in (png(drawing(20, 20)), _jpeg(drawing(20, 20))):
+        whole = pixels_from_picture(content, RGB)
+        for end in range(len(content)):
+            try:
+                pixels = pixels_from_picture(content[:end], RGB)
+            except PictureRefused as refused:
+                assert refused.kind in {"empty", "not-a-picture", "damaged"}
+            else:  # what is cut off is only checksums and the trailer
+                assert end > len(content) - 24
+                np.testing.assert_array_equal(pixels, whole)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_flipped_byte_gives_a_picture_or_a_refusal_and_nothing_else():
+    source = np.random.default_rng(0)
+    for content in (png(drawing(30, 20)), _jpeg(drawing(30, 20))):
+        for position in source.integers(0, len(content), 300):
+            broken = bytearray(content)
+            broken[position] ^= 1 << int(source.integers(8))
+            try:
+                assert pixels_from_picture(bytes(broken), RGB).shape == RGB.shape
+            except PictureRefused as refused:
+                assert refused.kind in PICTURE_FAULTS
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    side = 10_000
+    row = zlib.compress(bytes(side // 8 + 1) * side, 9)
+    header = side.to_bytes(4, "big") * 2 + b"\x01\x00\x00\x00\x00"
+    bomb = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", row) + _chunk(b"IEND", b"")
+    with pytest.warns(Image.DecompressionBombWarning):
+        refused = refusal(bomb)
+    assert refused.kind == "too-large"
+    assert f"at most {MAX_PIXELS:,}" in str(refused)
+
+
+def test_a_bomb_of_any_size_is_refused():
+    header = (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    bomb = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
+    assert refusal(bomb).kind == "too-large"
+
+
+def test_a_strip_that_its_crop_would_blow_up_is_refused():
+    crop = Preprocess("RGB", 224, 224, "crop", 1.0, "bilinear", (0, 0, 0))
+    assert refusal(np.zeros((1, 200_000), np.uint8), crop).kind == "too-large"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.new("F", (4, 4), 0.5), Image.new("I", (4, 4), 70_000), Image.new("I", (4, 4), -1)],
+    ids=["float", "32-bit", "negative"],
+)
+def test_pixels_without_a_defined_white_are_refused(image):
+    assert refusal(image).kind == "unsupported"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.zeros((4, 4), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4), np.uint8)],
+    ids=["float", "four channels", "one axis", "no pixels"],
+)
+def test_an_array_of_another_kind_is_refused(array):
+    refused = refusal(array)
+    assert refused.kind == "unsupported"
+    assert "expected uint8 (H, W)" in str(refused)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    pipe, door = tmp_path / "pipe.jpg", tmp_path / "door.jpg"
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as listening:
+        os.chdir(tmp_path)
+        listening.bind("door.jpg")
+        started = time.monotonic()
+        kinds = [refusal(each).kind for each in (pipe, door, tmp_path, "/dev/zero", tmp_path / "no.jpg")]
+    assert kinds == ["not-a-file", "not-a-file", "not-a-file", "not-a-file", "not-found"]
+    assert time.monotonic() - started < 60  # a pipe without a writer would never answer
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    from clf_runtime import preprocess
+
+    refused = preprocess._unreachable(PermissionError(13, "Permission denied"))
+    assert (refused.kind, str(refused)) == ("no-permission", "permission denied")
+    assert preprocess._unreachable(OSError(5, "Input/output error")).kind == "unreadable"
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    return file.getvalue()
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")

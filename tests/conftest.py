@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -92,3 +93,13 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("CLF_TEST_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def no_root() -> Sequence[str]:
+    """What to put before a command so that file permissions hold for it, also where root runs the tests."""
+    if os.geteuid() != 0:
+        return ()
+    if shutil.which("setpriv") is None:
+        pytest.skip("root without setpriv: permissions cannot be tested")
+    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--")

@@ -17,10 +17,11 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
+        with _naming(path):
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,7 +44,8 @@ def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iter
     staging = folder / f".staging.{os.getpid()}"
     try:
         staging.mkdir()
-        yield staging
+        with _naming(folder):
+            yield staging
         for entry in sorted(staging.rglob("*")):
             sync(entry)
         (folder / last).unlink(missing_ok=True)
@@ -54,6 +56,17 @@ def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iter
         sync(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk is told by a write, which does not say of which file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def sync(path: Path) -> None:

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
+from rewriting import rewritten
 
 from clf_runtime import Classifier, Failure, MachineUnable, ModelRefused, PictureRefused, Prediction
 from clf_runtime.onnx_file import SELFTEST_KEY, SPEC_KEY
@@ -26,22 +27,6 @@ def classifier(model):
 @pytest.fixture(scope="module")
 def parallel(model):
     return Classifier.load(model, device="cpu", threads=2, workers=2)
-
-
-def rewritten(model, target, **metadata: str):
-    """Copy a model with other metadata and a digest that fits, as someone could who knows the format."""
-    import hashlib
-
-    from clf_runtime.onnx_file import footer
-
-    loaded = onnx.load(model)
-    kept = {entry.key: entry.value for entry in loaded.metadata_props if entry.key != "clf.sha256"} | metadata
-    del loaded.metadata_props[:]
-    for key, value in kept.items():
-        loaded.metadata_props.add(key=key, value=value)
-    content = loaded.SerializeToString()
-    target.write_bytes(content + footer(hashlib.sha256(content).hexdigest()))
-    return target
 
 
 def test_a_picture_gets_its_label_and_a_probability(classifier, samples):

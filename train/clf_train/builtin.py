@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,12 +49,17 @@ def _torchvision(row: DatasetRow, data_root: Path, train: bool) -> tuple[UInt8Ar
     try:
         loaded = loader(data_root, train=train, download=False)
     except RuntimeError:  # torchvision's way of saying that it is not there
-        try:
-            loaded = loader(data_root, train=train, download=True)
-        except (RuntimeError, OSError) as error:
-            raise MachineUnable(
-                f"{data_root}: {row.name} is not there, and could not be downloaded ({error}); "
-                "download it where there is a network, and name its folder with --data-root"
-            ) from None
+        loaded = _downloaded(loader, row, data_root, train)
     pixels = np.asarray(loaded.data, dtype=np.uint8)
     return pixels.reshape(*pixels.shape[:3], -1), np.asarray(loaded.targets, dtype=np.int64)
+
+
+def _downloaded(loader: Callable[..., Any], row: DatasetRow, data_root: Path, train: bool) -> Any:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # torchvision talks while it downloads
+            return loader(data_root, train=train, download=True)
+    except (RuntimeError, OSError) as error:
+        raise MachineUnable(
+            f"{data_root}: {row.name} is not there, and could not be downloaded ({' '.join(str(error).split())}); "
+            "download it where there is a network, and name its folder with --data-root"
+        ) from None

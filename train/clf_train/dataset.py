@@ -28,7 +28,7 @@ _Value = TypeVar("_Value")
 # For the temperature and the progress shown. A tenth, but MNIST needs no 6,000 pictures for one number.
 _VALIDATION_SHARE = 0.1
 _VALIDATION_MOST = 2000
-_FAULTS_SHOWN = 5
+_FAULTS_SHOWN = 3
 
 
 class Pictures(ABC):

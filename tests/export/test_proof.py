@@ -1,0 +1,276 @@
+"""An export that is wrong is refused, whatever is wrong with it, and leaves no file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clf_export import exporting, proof
+from clf_export.deployable import Deployable
+from clf_export.proof import BATCH_SIZES, TOLERANCE, evidence_from_data, prove
+from clf_export.reference import Reference
+from clf_runtime.classifier import Classifier
+from clf_runtime.errors import ModelRefused
+from clf_runtime.onnx_file import SELFTEST_KEY, SPEC_KEY
+from clf_train import trained
+from clf_train.training import Order, dataset_for
+
+
+@pytest.fixture(scope="module")
+def model(artifacts):
+    return trained.load(artifacts)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return dataset_for(Order())
+
+
+@pytest.fixture(scope="module")
+def evidence(model, dataset):
+    return evidence_from_data(dataset, Reference(model.model, model.spec))
+
+
+class WrongLayout(Deployable):
+    """Takes height for width."""
+
+    def forward(self, image):
+        return super().forward(image.permute(0, 2, 1, 3))
+
+
+class Shuffled(nn.Module):
+    """Gives its classes in another order."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images).flip(1)
+
+
+class NotANumber(nn.Module):
+    """Gives NaN where the picture is bright, as a weight of infinity does."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images) + (images.mean() > 10).float() * 0 / 0
+
+
+def wrong_mean(model):
+    normalize = dataclasses.replace(model.spec.normalize, mean=(0.5001,))
+    return Deployable(model.model, dataclasses.replace(model.spec, normalize=normalize)), model.spec
+
+
+def wrong_layout(model):
+    return WrongLayout(model.model, model.spec), model.spec
+
+
+def swapped_labels(model):
+    labels = list(model.spec.labels)
+    labels[3], labels[8] = labels[8], labels[3]
+    return Deployable(model.model, model.spec), dataclasses.replace(model.spec, labels=tuple(labels))
+
+
+def swapped_outputs(model):
+    return Deployable(Shuffled(model.model), model.spec), model.spec
+
+
+def wrong_temperature(model):
+    wrong = dataclasses.replace(model.spec, temperature=model.spec.temperature * 1.1)
+    return Deployable(model.model, wrong), model.spec
+
+
+def wrong_resampling(model):
+    how = dataclasses.replace(model.spec.preprocess, fit="pad", height=8, width=8)
+    shifted = dataclasses.replace(model.spec, preprocess=how)
+    return Deployable(Offset(model.model), shifted), shifted
+
+
+class Offset(nn.Module):
+    """Sees the picture one pixel to the left."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images.roll(1, 3))
+
+
+def not_a_number(model):
+    return Deployable(NotANumber(model.model), model.spec), model.spec
+
+
+BUILDERS = {"onnx": exporting.onnx_builder, "torchscript": exporting.torchscript_builder}
+OPENERS = {"onnx": exporting.open_onnx, "torchscript": exporting.open_torchscript}
+
+
+@pytest.mark.parametrize("export_format", ["onnx", "torchscript"])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (wrong_mean, "a logit differs"),
+        (wrong_layout, "labels flipped"),
+        (swapped_labels, r" for one is '\d' there and '\d' in PyTorch"),
+        (swapped_outputs, "labels flipped"),
+        (wrong_temperature, "a probability by"),
+        (wrong_resampling, "labels flipped"),
+    ],
+)
+def test_a_wrong_export_is_refused_by_its_worst_picture_and_leaves_no_file(
+    model, evidence, artifacts, tmp_path, export_format, fault, said
+):
+    module, spec = fault(model)
+    build = BUILDERS[export_format](module.eval(), spec)
+    metadata = {SPEC_KEY: spec.to_json(), SELFTEST_KEY: Classifier.load(artifacts / "model.onnx").file.metadata[SELFTEST_KEY]}
+    with pytest.raises(ModelRefused, match="the proof failed on digits/") as refused:
+        exporting.put_in_place(tmp_path / "model", build, OPENERS[export_format], metadata, evidence)
+    assert str(refused.value).endswith("no file was written")
+    assert list(tmp_path.iterdir()) == []
+    import re
+
+    assert re.search(said, str(refused.value))
+
+
+@dataclasses.dataclass
+class Answers:
+    """A candidate that answers with given arrays, whatever it is asked: for faults that no exporter makes."""
+
+    logits_: np.ndarray
+    probabilities_: np.ndarray
+    at: int = 0
+
+    def logits(self, pixels):
+        rows = np.arange(self.at, self.at + len(pixels)) % len(self.logits_)
+        self.at += len(pixels)
+        return self.logits_[rows], self.probabilities_[rows]
+
+
+def test_one_nan_in_one_picture_fails_the_proof(model, evidence):
+    logits = evidence.logits.copy()
+    logits[17, 3] = np.nan
+    with pytest.raises(ModelRefused, match=rf"the proof failed on {evidence.names[17]}: a logit differs .* by nan"):
+        prove(Answers(logits, evidence.probabilities), model.spec, evidence, "", "")
+
+
+def test_a_difference_just_above_the_tolerance_fails_and_one_below_passes(model, evidence):
+    for share, fails in ((0.8, False), (1.3, True)):
+        logits = evidence.logits.copy()
+        logits[5, 2] += share * TOLERANCE
+        candidate = Answers(logits, evidence.probabilities)
+        if fails:
+            with pytest.raises(ModelRefused, match=evidence.names[5]):
+                prove(candidate, model.spec, evidence, "", "")
+        else:
+            parity = prove(candidate, model.spec, evidence, "", "")
+            assert parity.worst == evidence.names[5]
+            assert parity.max_difference == pytest.approx(share * TOLERANCE, rel=0.1)
+
+
+def test_a_candidate_with_another_number_of_classes_fails(model, evidence):
+    with pytest.raises(ModelRefused, match=r"it gives \(359, 9\), PyTorch \(359, 10\)"):
+        prove(Answers(evidence.logits[:, :9], evidence.probabilities[:, :9]), model.spec, evidence, "", "")
+
+
+def test_all_held_out_pictures_are_the_evidence_and_a_thousand_where_there_are_more(evidence, dataset, model, monkeypatch):
+    assert evidence.names == dataset.test.names
+    monkeypatch.setattr(proof, "_PICTURES", 100)
+    fewer = evidence_from_data(dataset, Reference(model.model, model.spec))
+    assert len(fewer.names) == 100
+    assert len(set(fewer.targets)) == 10
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.torchscript.pt"])
+def test_what_was_proven_is_in_the_file_and_beside_it(artifacts, name):
+    record = json.loads((artifacts / "export.json").read_text())[name]
+    assert record["pictures"] == 359
+    assert record["batch_sizes"] == list(BATCH_SIZES) == [1, 2, 7, 32]
+    assert 0 < record["max_difference"] <= TOLERANCE == 1e-4
+    assert record["flipped"] == 0
+    assert record["size_bytes"] == (artifacts / name).stat().st_size
+    if name == "model.onnx":
+        carried = json.loads(Classifier.load(artifacts / name).file.metadata["clf.parity"])
+        assert carried == {key: value for key, value in record.items() if key != "size_bytes"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_refused(artifacts, tmp_path, value):
+    folder = with_state(artifacts, tmp_path, lambda state: state["0.0.weight"].view(-1).__setitem__(3, value))
+    with pytest.raises(ModelRefused, match="model.pt: refused: 0.0.weight has NaN or infinite values"):
+        exporting.export(folder, ["onnx"])
+    assert not (folder / "model.onnx").exists()
+
+
+def test_weights_that_overflow_on_the_way_are_refused(artifacts, tmp_path):
+    folder = with_state(artifacts, tmp_path, lambda state: state["8.weight"].mul_(1e38))
+    with pytest.raises(ModelRefused, match="PyTorch itself gives NaN or infinite logits"):
+        exporting.export(folder, ["onnx"])
+
+
+def with_state(artifacts, tmp_path, change):
+    """Copy a finished model with other weights, digest and all, as someone could who trains by hand."""
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    state = torch.load(artifacts / "model.pt", weights_only=True)
+    change(state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    (folder / "model.pt").write_bytes(file.getvalue())
+    content = json.loads((artifacts / "model.json").read_text())
+    content["provenance"]["state_dict_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()
+    (folder / "model.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_same_weights_give_the_same_graph_wherever_they_are_exported(model):
+    from clf_export.onnx_from_model import onnx_from_model
+
+    module = Deployable(model.model, model.spec).eval()
+    assert onnx_from_model(module, model.spec) == onnx_from_model(module, model.spec)
+
+
+def test_a_torchscript_file_opens_with_torch_alone_and_carries_the_same(artifacts, model):
+    extra = dict.fromkeys(("clf.spec", "clf.selftest", "clf.parity"), "")
+    with pytest.warns(FutureWarning) if torch.__version__ >= "2.11" else nullcontext():
+        module = torch.jit.load(str(artifacts / "model.torchscript.pt"), _extra_files=extra)
+    onnx = Classifier.load(artifacts / "model.onnx")
+    assert extra["clf.spec"].decode() == onnx.file.metadata["clf.spec"]
+    assert extra["clf.selftest"].decode() == onnx.file.metadata["clf.selftest"]
+    for size in (1, 3):
+        pixels = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 1), dtype=np.uint8)
+        with torch.inference_mode():
+            logits, probabilities = module(torch.from_numpy(pixels))
+        np.testing.assert_allclose(logits.numpy(), onnx.logits(pixels)[0], atol=1e-4)
+        np.testing.assert_allclose(probabilities.sum(1).numpy(), 1, rtol=1e-5)
+
+
+def test_the_last_bytes_of_a_torchscript_file_are_its_digest(artifacts):
+    content = (artifacts / "model.torchscript.pt").read_bytes()
+    assert content[-75:-64] == b"clf.sha256:"
+    assert content[-64:].decode() == hashlib.sha256(content[:-75]).hexdigest()
+
+
+def test_a_class_folder_of_another_training_is_not_what_the_proof_is_about(artifacts, tmp_path):
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    shutil.copy(artifacts / "model.pt", folder)
+    content = json.loads((artifacts / "model.json").read_text())
+    content["provenance"]["seed"] = 1
+    (folder / "model.json").write_text(json.dumps(content))
+    from clf_runtime.errors import DataRefused
+
+    with pytest.raises(DataRefused, match="its held-out pictures are not those of the training"):
+        exporting.export(folder, ["onnx"])

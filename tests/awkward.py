@@ -16,7 +16,9 @@ def drawing(width: int, height: int) -> Image.Image:
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     draw.ellipse((width * 0.1, height * 0.2, width * 0.5, height * 0.6), fill=(250, 30, 10))
-    draw.polygon([(width * 0.6, height * 0.9), (width * 0.9, height * 0.9), (width * 0.9, height * 0.3)], fill=(5, 200, 90))
+    draw.polygon(
+        [(width * 0.6, height * 0.9), (width * 0.9, height * 0.9), (width * 0.9, height * 0.3)], fill=(5, 200, 90)
+    )
     return image
 
 

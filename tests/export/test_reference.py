@@ -21,7 +21,9 @@ def reference_pixels(how: Preprocess, encoded: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("fit", "ratio"), [("squash", 1.0), ("crop", 1.0), ("crop", 0.875), ("crop", 224 / 232), ("pad", 1.0)])
+@pytest.mark.parametrize(
+    ("fit", "ratio"), [("squash", 1.0), ("crop", 1.0), ("crop", 0.875), ("crop", 224 / 232), ("pad", 1.0)]
+)
 @pytest.mark.parametrize("color", ["L", "RGB"])
 def test_the_pixels_are_those_of_torchvision_for_every_kind_of_picture(tmp_path, color, fit, ratio, resample):
     background = (200, 100, 50)[: 1 if color == "L" else 3]

@@ -204,7 +204,7 @@ def test_a_file_without_a_self_test_is_refused(model, tmp_path):
     loaded.metadata_props.extend(kept)
     (tmp_path / "other.onnx").write_bytes(loaded.SerializeToString())
     path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx")
-    with pytest.raises(ModelRefused, match="it carries no clf.selftest"):
+    with pytest.raises(ModelRefused, match=r"it carries no clf\.selftest"):
         replay(Classifier.load(path))
 
 

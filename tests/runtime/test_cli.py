@@ -152,17 +152,21 @@ def test_a_closed_pipe_counts_as_done(home):
     assert "Broken" not in done.stderr
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_one_line_and_exit_code_4(home):
     command = f"'{BIN}/clf-run' artifacts/samples > /dev/full"
     done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True)
     assert done.returncode == 4
-    assert done.stderr.strip().splitlines() == ["clf-run: no space left on device; what was there before is still there"]
+    assert done.stderr.strip().splitlines() == [
+        "clf-run: no space left on device; what was there before is still there"
+    ]
 
 
 def test_ctrl_c_ends_with_130_and_one_line(home, tmp_path):
     # A pipe that nobody writes to: clf-run waits for its picture.
-    process = subprocess.Popen([BIN / "clf-run", "-"], cwd=home, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [BIN / "clf-run", "-"], cwd=home, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_until_it_sleeps(process.pid)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
@@ -174,7 +178,9 @@ def test_ctrl_c_ends_with_130_and_one_line(home, tmp_path):
 def wait_until_it_sleeps(pid: int) -> None:
     """Wait for a process to wait for its input, with the handler of SIGTERM in place."""
     for _ in range(600):
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+        status = dict(
+            line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+        )
         if status["State"].startswith("S") and int(status["SigCgt"].strip(), 16) & 1 << (signal.SIGTERM - 1):
             return
         time.sleep(0.1)

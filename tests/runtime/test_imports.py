@@ -33,7 +33,9 @@ def test_importing_the_package_loads_nothing_but_itself():
 
 
 def test_classifying_a_picture_needs_neither_torch_nor_onnx(model, samples):
-    loaded = modules_after(f"from clf_runtime import Classifier\nClassifier.load({str(model)!r}).predict({str(samples[0])!r})")
+    loaded = modules_after(
+        f"from clf_runtime import Classifier\nClassifier.load({str(model)!r}).predict({str(samples[0])!r})"
+    )
     assert {"numpy", "PIL", "onnxruntime"} <= loaded
     assert not loaded & set(NEVER_ON_A_DEVICE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -85,7 +86,7 @@ def test_it_stays_a_valid_onnx_file_for_every_other_tool(model):
 
 def test_it_carries_no_path_and_no_call_stack_of_the_machine_that_made_it(model):
     content = model.read_bytes()
-    for trace in (b"site-packages", b"pkg.torch", b".py", os.fsencode(os.getcwd())):
+    for trace in (b"site-packages", b"pkg.torch", b".py", os.fsencode(Path.cwd())):
         assert trace not in content
 
 
@@ -157,7 +158,8 @@ def test_the_footer_has_the_80_bytes_that_the_format_gives_it():
 
 
 @pytest.mark.parametrize(
-    ("opset", "ir_version", "version"), [(18, 8, "1.15"), (19, 9, "1.16"), (20, 8, "1.17"), (22, 10, "1.21"), (99, 8, None)]
+    ("opset", "ir_version", "version"),
+    [(18, 8, "1.15"), (19, 9, "1.16"), (20, 8, "1.17"), (22, 10, "1.21"), (99, 8, None)],
 )
 def test_the_oldest_runtime_follows_from_opset_and_ir(tmp_path, opset, ir_version, version):
     assert OnnxFile(tmp_path, 1, "", ir_version, opset, {}).oldest_runtime == version

@@ -109,7 +109,7 @@ def test_what_is_not_known_may_be_null(path):
     ],
 )
 def test_a_wrong_field_is_refused_with_its_name_what_was_found_and_what_was_expected(path, value, said):
-    with pytest.raises(ModelRefused, match="model.json: refused: ") as refusal:
+    with pytest.raises(ModelRefused, match=r"model\.json: refused: ") as refusal:
         ModelSpec.from_json(changed(path, value), "model.json")
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -117,5 +117,5 @@ def test_a_wrong_field_is_refused_with_its_name_what_was_found_and_what_was_expe
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"spec"'])
 def test_what_is_no_object_is_refused(text):
-    with pytest.raises(ModelRefused, match="model.json: refused: its spec"):
+    with pytest.raises(ModelRefused, match=r"model\.json: refused: its spec"):
         ModelSpec.from_json(text, "model.json")

@@ -68,7 +68,9 @@ def test_a_new_picture_moves_few_of_the_others():
 
 @pytest.mark.parametrize(("count", "kept"), [(2, 1), (3, 1), (10, 2), (11, 2)])
 def test_small_classes_keep_at_least_one_apart_and_one_to_learn_from(count, kept):
-    pictures = ArrayPictures(np.zeros((count, 1, 1, 1), np.uint8), [str(n) for n in range(count)], np.zeros(count, np.int64))
+    pictures = ArrayPictures(
+        np.zeros((count, 1, 1, 1), np.uint8), [str(n) for n in range(count)], np.zeros(count, np.int64)
+    )
     rest, apart = held_out(pictures, 0.2, 0, "test", smallest=2)
     assert (len(rest), len(apart)) == (count - kept, kept)
 
@@ -113,7 +115,10 @@ def test_a_folder_of_class_folders_is_split_by_the_seed(tmp_path):
     dataset = folder.load(make_folder(tmp_path, {"b": 20, "a": 10, "Z": 5}), 0.2, 0)
     assert dataset.labels == ("Z", "a", "b")
     assert np.bincount(dataset.test.targets).tolist() == [1, 2, 4]
-    assert all(name.startswith(dataset.labels[target]) for name, target in zip(dataset.test.names, dataset.test.targets))
+    assert all(
+        name.startswith(dataset.labels[target])
+        for name, target in zip(dataset.test.names, dataset.test.targets, strict=False)
+    )
 
 
 @pytest.mark.parametrize("name", ["test", "val", "valid", "validation", "testing"])
@@ -198,7 +203,9 @@ def test_every_unreadable_picture_is_counted_and_the_first_ones_named(tmp_path):
     for number in range(7):
         (tmp_path / "a" / f"{number:03d}.png").write_text("not a picture")
     pictures = folder.load(tmp_path, 0.2, 0).train
-    with pytest.raises(DataRefused, match=r"4 of 10 pictures cannot be read: .*a/00\d.png: not-a-picture.*; and 1 more; mend"):
+    with pytest.raises(
+        DataRefused, match=r"4 of 10 pictures cannot be read: .*a/00\d.png: not-a-picture.*; and 1 more; mend"
+    ):
         pictures.decoded(GRAY)
 
 

@@ -10,7 +10,7 @@ from clf_runtime.errors import ModelRefused
 from clf_runtime.spec import Normalize
 from clf_train.augment import augmented, draws_for_epoch, epoch_generator
 from clf_train.evaluate import fitted_temperature, probabilities_of, quality_of
-from clf_train.fit import fit, steps_per_epoch
+from clf_train.fit import fit, one_cycle, steps_per_epoch
 from clf_train.history import csv_from_history
 from clf_train.models import build, small_resnet
 from clf_train.recipe import RECIPES, Recipe, recipe_for
@@ -55,7 +55,9 @@ def test_an_easy_task_is_learnt_and_its_history_told():
 def test_without_a_validation_part_there_are_no_validation_figures():
     pixels, targets = some_pictures(6)
     recipe = Recipe(epochs=1, batch_size=4, learning_rate=0.1)
-    row = next(fit(small_resnet(1, 3, 4), (pixels, targets), (pixels[:0], targets[:0]), recipe, HALF, seed=0, device=CPU))
+    row = next(
+        fit(small_resnet(1, 3, 4), (pixels, targets), (pixels[:0], targets[:0]), recipe, HALF, seed=0, device=CPU)
+    )
     assert row.validation_loss is None
     assert row.validation_accuracy is None
     assert csv_from_history([row]).splitlines()[1].count(",,") == 1
@@ -68,9 +70,21 @@ def test_no_batch_is_left_with_one_picture(pictures, batch, steps):
     assert min(len(part) for part in torch.arange(pictures).tensor_split(steps)) >= 2
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 1000])
+def test_the_learning_rate_rises_for_a_quarter_and_falls_to_the_end(steps):
+    shares = [one_cycle(step, steps) for step in range(steps)]
+    assert all(0 < share <= 1 for share in shares)
+    peak = shares.index(max(shares))
+    assert peak <= steps * 0.25
+    assert shares[: peak + 1] == sorted(shares[: peak + 1])
+    assert shares[peak:] == sorted(shares[peak:], reverse=True)
+
+
 def test_what_happens_to_a_picture_follows_from_seed_epoch_and_index_and_not_from_its_batch():
     images = torch.rand(20, 1, 12, 12)
-    recipe = Recipe(epochs=1, batch_size=1, learning_rate=1, rotation=15, scale=0.2, shear=0.1, shift=0.1, mirror=True, invert=True)
+    recipe = Recipe(
+        epochs=1, batch_size=1, learning_rate=1, rotation=15, scale=0.2, shear=0.1, shift=0.1, mirror=True, invert=True
+    )
     draws = draws_for_epoch(20, epoch_generator(3, 5))
     whole = augmented(images, draws, recipe)
     for index in (0, 7, 19):

@@ -42,7 +42,7 @@ def pets(tmp_path) -> Path:
         (tmp_path / "pets" / label).mkdir(parents=True)
         for number in range(20):
             image = drawing(40 + number, 60)
-            image.paste(color, tuple(source.integers(0, 15, 2)) + (34, 48))
+            image.paste(color, (*source.integers(0, 15, 2).tolist(), 34, 48))
             image.save(tmp_path / "pets" / label / f"{number}{('.jpg', '.png', '.webp')[number % 3]}")
     return tmp_path / "pets"
 
@@ -83,7 +83,9 @@ def test_the_accuracy_in_the_spec_is_that_of_the_state_dict(artifacts):
 def test_sixteen_samples_are_held_out_pictures_of_every_class(samples):
     assert len(samples) == 16
     assert {path.name.partition("-")[0] for path in samples} == set("0123456789")
-    assert all(Image.open(path).size == (8, 8) for path in samples)
+    for path in samples:
+        with Image.open(path) as image:
+            assert image.size == (8, 8)
 
 
 def test_training_twice_gives_the_same_state_dict(command, artifacts, tmp_path):

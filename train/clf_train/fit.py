@@ -18,6 +18,8 @@ from clf_train.history import Epoch
 from clf_train.recipe import Recipe
 
 Part = tuple[UInt8Array, Int64Array]  # pixels (N, H, W, C), classes (N,)
+_RISING = 0.25
+
 OnStep = Callable[[], object]
 
 
@@ -64,16 +66,7 @@ def fit(
         nesterov=True,
         weight_decay=recipe.weight_decay,
     )
-    # One-cycle: Smith & Topin 2017; the shares are those that reached 99.4 % on MNIST in two epochs.
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=recipe.learning_rate,
-        total_steps=steps * recipe.epochs,
-        pct_start=0.25,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-        final_div_factor=1e3,
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps * recipe.epochs))
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     for epoch in range(1, recipe.epochs + 1):
         started = time.perf_counter()
@@ -100,6 +93,15 @@ def fit(
             *_validated(model, validation, normalize, device),
             seconds,
         )
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Give the share of the peak learning rate at a step: up for a quarter of the steps, then down to zero.
+
+    Source: Smith & Topin 2017; the quarter is what reached 99.4 % on MNIST in two epochs.
+    """
+    done = (step + 1) / (steps + 1)
+    return min(done / _RISING, (1 - done) / (1 - _RISING))
 
 
 def steps_per_epoch(pictures: int, recipe: Recipe) -> int:

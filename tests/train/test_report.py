@@ -11,9 +11,11 @@ import pytest
 
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Metrics, ModelSpec, Normalize, Preprocess, Provenance
+from clf_train.answers import Float32Array
+from clf_train.charts import percent
 from clf_train.dataset import Int64Array
 from clf_train.history import Epoch
-from clf_train.report import MOST_PICTURES, Float32Array, data_uri, duration, html_from_run, percent, spread
+from clf_train.report import MOST_PICTURES, data_uri, duration, html_from_run, spread
 
 _VOID = frozenset(("meta", "img", "link", "base"))
 

@@ -1,0 +1,105 @@
+"""The wheel, in a clean environment: what a device gets, and nothing else."""
+
+from __future__ import annotations
+
+import email
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MOST_BYTES = 150_000_000
+
+
+def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def device(wheel, tmp_path_factory) -> Path:
+    """An environment with the wheel and its [cpu] extra, as on a device; gives its folder."""
+    folder = tmp_path_factory.mktemp("device") / "venv"
+    uv = Path(sys.executable).parent / "uv"
+    run(uv, "venv", "--quiet", "--python", sys.executable, folder)
+    run(uv, "pip", "install", "--quiet", "--python", folder / "bin/python", f"{wheel}[cpu]")
+    return folder
+
+
+def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
+        metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
+        entry_points = archive.read(f"{info}/entry_points.txt").decode()
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"clf_runtime", "clf_train", "clf_export", info}
+    assert {f"{package}/py.typed" for package in tops - {info}} <= set(names)
+    assert "clf_train/report.html.j2" in names
+    assert f"{info}/licenses/LICENSE" in names
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert set(metadata.get_all("Provides-Extra")) == {"cpu", "gpu", "train", "export", "dev"}
+    assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
+        "clf-export",
+        "clf-run",
+        "clf-train",
+    ]
+
+
+def test_on_a_device_there_are_only_the_four_and_what_they_need(device):
+    names = {path.name.partition("-")[0].lower() for path in device.rglob("*.dist-info")}
+    assert {"clf_edge", "click", "numpy", "pillow", "onnxruntime"} <= names
+    assert not names & {"torch", "torchvision", "onnx", "onnxscript", "scikit_learn", "jinja2", "tqdm", "scipy"}
+
+
+def test_on_a_device_it_takes_150_megabytes_at_most(device):
+    site = next(device.glob("lib/python*/site-packages"))
+    size = sum(path.lstat().st_size for path in site.rglob("*") if path.is_file())
+    assert size <= MOST_BYTES
+
+
+def test_a_device_gives_the_very_answers_that_the_trainer_gives(device, command, home, samples):
+    here = command("clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
+    there = run(device / "bin/clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
+    assert there.stdout == here.out
+    assert "passed" in run(device / "bin/clf-run", "--self-test", cwd=home).stdout
+
+
+@pytest.mark.parametrize(("program", "extra"), [("clf-train", "train"), ("clf-export", "export")])
+def test_a_command_whose_extra_is_missing_says_what_mends_it(device, tmp_path, program, extra):
+    done = subprocess.run([device / "bin" / program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 4
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert f'pip install "clf-edge[{extra}]"' in done.stderr
+    assert run(device / "bin" / program, "--help").stdout.startswith(f"Usage: {program}")
+
+
+def test_without_its_extra_the_runtime_says_what_mends_it(device, home):
+    code = "import sys; sys.modules['onnxruntime'] = None; from clf_runtime.cli import main; main()"
+    done = subprocess.run(
+        [device / "bin/python", "-c", code, "artifacts/samples"], capture_output=True, text=True, cwd=home
+    )
+    assert done.returncode == 4
+    assert 'pip install "clf-edge[cpu]"' in done.stderr
+
+
+def test_the_pinned_list_names_hashes_and_no_address():
+    text = (ROOT / "requirements/dev.txt").read_text()
+    pinned = [line for line in text.splitlines() if line and line[0] not in "# "]
+    assert len(pinned) > 50
+    assert all("==" in line for line in pinned)
+    assert text.count("--hash=sha256:") > len(pinned)
+    assert "://" not in text
+    assert "index" not in text

@@ -1,0 +1,136 @@
+"""The whole way, as README tells it: train, export, run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from awkward import drawing
+from PIL import Image, ImageDraw
+
+from clf_runtime import Classifier
+
+
+def test_from_the_embedded_digits_to_an_answer(command, tmp_path):
+    trained = command("clf-train", "--epochs", 10)
+    assert trained.code == 0
+    assert "next: clf-export --format onnx" in trained.out
+
+    exported = command("clf-export", "--format", "onnx", "--format", "torchscript")
+    assert exported.code == 0
+    assert "next: clf-run artifacts/samples" in exported.err
+
+    answered = command("clf-run", "artifacts/samples", "--format", "jsonl")
+    assert answered.code == 0
+    records = [json.loads(line) for line in answered.out.splitlines()]
+    right = sum(Path(record["path"]).name.startswith(f"{record['label']}-") for record in records)
+    assert right >= 15
+
+    proven = command("clf-run", "--self-test")
+    assert proven.code == 0
+    assert "labels flipped 0" in proven.out
+
+    # As a library, and the file alone: it needs nothing beside it.
+    (tmp_path / "artifacts/model.onnx").rename(tmp_path / "elsewhere.onnx")
+    classifier = Classifier.load(tmp_path / "elsewhere.onnx", device="cpu", threads=2)
+    for record in records:
+        assert classifier.predict(tmp_path / record["path"]).label == record["label"]
+
+
+def test_from_a_folder_of_ones_own_to_an_answer(command, tmp_path):
+    source = np.random.default_rng(0)
+    for label in ("circle", "square"):
+        (tmp_path / "shapes" / label).mkdir(parents=True)
+        for number in range(60):
+            shape(label, source).save(tmp_path / "shapes" / label / f"{number}.jpg", quality=90)
+    assert command("clf-train", "--data", "shapes", "-a", "mine", "--epochs", 20).code == 0
+    exported = command("clf-export", "-a", "mine")
+    assert exported.code == 0, exported.err
+    for label in ("circle", "square"):
+        shape(label, source).resize((900, 700)).save(tmp_path / f"{label}.png")
+    answered = command("clf-run", "-a", "mine", "circle.png", "square.png")
+    assert [line.split("\t")[1] for line in answered.out.splitlines()] == ["circle", "square"]
+
+
+def shape(label: str, source: np.random.Generator) -> Image.Image:
+    """Draw a dark shape somewhere on light paper."""
+    image = Image.new("RGB", (90, 70), tuple(source.integers(200, 256, 3).tolist()))
+    x, y, side = source.integers(22, 30), source.integers(14, 20), source.integers(28, 36)
+    draw = ImageDraw.Draw(image)
+    paint = draw.ellipse if label == "circle" else draw.rectangle
+    paint((int(x), int(y), int(x + side), int(y + side)), fill=tuple(source.integers(0, 90, 3).tolist()))
+    return image
+
+
+def test_what_the_device_answers_is_what_pytorch_answers(artifacts, tmp_path):
+    """Bytes of pictures of any size, through the runtime on one side and torchvision and eager PyTorch on the other."""
+    from clf_export.reference import Reference
+    from clf_train import trained
+
+    model = trained.load(artifacts)
+    paths = []
+    for number in range(40):
+        path = tmp_path / f"{number}.png"
+        drawing(8 + number, 50 - number).save(path)
+        paths.append(path)
+    wanted = Reference(model.model, model.spec).logits([path.read_bytes() for path in paths])
+    results = list(Classifier.load(artifacts / "model.onnx").predict_files(paths))
+    assert [result.index for result in results] == wanted.argmax(axis=1).tolist()
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory, test_data):
+    """A model of one epoch of MNIST, exported; for what is about agreement, not about accuracy."""
+    from conftest import call
+
+    folder = tmp_path_factory.mktemp("mnist")
+    arguments = ("--data", "mnist", "--data-root", test_data / "mnist", "--epochs", 1)
+    trained = call("clf-train", *arguments, cwd=folder)
+    assert trained.code == 0, trained.err
+    exported = call("clf-export", cwd=folder)
+    assert exported.code == 0, exported.err
+    return folder
+
+
+def test_ten_thousand_png_files_get_the_labels_that_pytorch_gives(mnist, test_data, command, tmp_path):
+    from torchvision import datasets, transforms
+
+    from clf_train import trained
+
+    test = datasets.MNIST(test_data / "mnist", train=False)
+    (tmp_path / "png").mkdir()
+    for index, (image, _) in enumerate(test):
+        image.save(tmp_path / "png" / f"{index:05d}.png")
+    model = trained.load(mnist / "artifacts")
+    normalize = transforms.Normalize(model.spec.normalize.mean, model.spec.normalize.std)
+    images = normalize(torch.stack([transforms.functional.to_tensor(image) for image, _ in test]))
+    with torch.inference_mode():
+        wanted = [model.spec.labels[index] for index in model.model(images).argmax(1).tolist()]
+    done = command("clf-run", "-a", mnist / "artifacts", "png", "--format", "jsonl")
+    assert done.code == 0
+    records = [json.loads(line) for line in done.out.splitlines()]
+    assert [record["path"] for record in records] == [f"png/{index:05d}.png" for index in range(10_000)]
+    assert [record["label"] for record in records] == wanted
+    assert np.mean([record["label"] == str(target) for record, (_, target) in zip(records, test, strict=True)]) > 0.97
+
+
+def test_the_demo_and_the_tests_are_what_the_makefile_says():
+    """`make -n` shows the commands of the two targets without running them."""
+    root = Path(__file__).parent.parent
+    shown = subprocess.run(["make", "-n", "demo", "test"], cwd=root, capture_output=True, text=True, check=True).stdout
+    for expected in (
+        "clf-train --overwrite",
+        "clf-export --format onnx --format torchscript",
+        "clf-run artifacts/samples",
+        "ruff check",
+        "mypy",
+        "lint-imports",
+        "coverage run -m pytest",
+    ):
+        assert expected in shown
+    assert sys.version_info >= (3, 10)

@@ -30,6 +30,9 @@ _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _TENSOR_EXTERNAL_DATA = 13
 _PIECE_BYTES = 1 << 20
 
+# With ORT_LOAD_CONFIG_FROM_MODEL=1 in the environment, onnxruntime takes its options from here, over ours.
+_SESSION_OPTIONS_KEY = "ort_config"
+
 # onnxruntime's own builds have no other operators; a further domain means a library of foreign code.
 _DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 
@@ -147,6 +150,8 @@ def _parsed(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
     if external:
         # They are under no digest, and a path in a file may lead anywhere.
         raise ModelRefused(f"{path}: refused: it keeps weights in other files; expected one file; export it again")
+    if _SESSION_OPTIONS_KEY in metadata:
+        raise ModelRefused(f"{path}: refused: it sets session options of onnxruntime; export it again")
     foreign = sorted(set(opsets) - _DOMAINS)
     if foreign:
         raise ModelRefused(f"{path}: refused: it asks for operators of {foreign[0]!r}; expected standard ones only")

@@ -122,6 +122,10 @@ def test_a_file_written_again_by_another_tool_is_refused(model, tmp_path):
         (foreign_model(), "without clf.spec in its metadata"),
         (foreign_model() + metadata_entry("clf.spec", "{}"), "its digest is not where it belongs"),
         (foreign_model() + b"\x72\x04\x0a\x02\xff\xff", "it is no ONNX file"),
+        (
+            signed(foreign_model() + metadata_entry("clf.spec", "{}") + metadata_entry("ort_config", "{}")),
+            "session options",
+        ),
         (signed(foreign_model("com.evil") + metadata_entry("clf.spec", "{}")), "operators of 'com.evil'"),
     ],
 )

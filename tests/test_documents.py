@@ -1,0 +1,117 @@
+"""What the documents say is so: commands, flags, exit codes, examples."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+
+from clf_export.cli import command as export_command
+from clf_runtime import errors
+from clf_runtime.cli import command as run_command
+from clf_runtime.errors import PICTURE_FAULTS
+from clf_train.cli import command as train_command
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = {each.name: each for each in (train_command, export_command, run_command)}
+
+
+def flags(command: click.Command) -> set[str]:
+    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+
+
+def mentions(text: str) -> list[tuple[str, set[str]]]:
+    """Give every command line in a text: the command, and the flags up to the next command or the line's end."""
+    found = []
+    for line in text.splitlines():
+        for part in re.split(r"(?=\bclf-(?:train|export|run)\b(?! -m))", line):
+            named = re.match(r"(clf-\w+)\b", part)
+            if named:
+                code = re.split(r"[|;`&]| && ", part)[0]
+                found.append((named.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_flag_that_a_page_names_exists(page):
+    named = mentions(page.read_text())
+    for command, used in named:
+        assert command in COMMANDS
+        unknown = {flag for flag in used - flags(COMMANDS[command]) if not flag.startswith("--no-")}
+        assert not unknown, f"{page.name}: {command} has no {unknown}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_page_of_commands_names_every_flag(name):
+    text = (ROOT / "docs/commands.md").read_text()
+    section = text.partition(f"## {name}")[2].partition("\n## ")[0] + text.partition("## clf-train")[0]
+    long = {flag for flag in flags(COMMANDS[name]) if flag.startswith("--")} - {"--help", "--version"}
+    assert not {flag for flag in long if flag not in section}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_a_command_are_commands(name):
+    examples = [line.strip() for line in COMMANDS[name].epilog.splitlines() if re.match(r"\s+(cat \S+ \| )?clf-", line)]
+    assert len(examples) >= 3
+    for example in examples:
+        for command, used in mentions(example):
+            assert used <= flags(COMMANDS[command])
+
+
+def test_the_exit_codes_are_those_of_the_code():
+    listed = re.findall(r"^\| (\d+) \|", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert {int(code) for code in listed} == codes
+
+
+def test_the_kinds_of_fault_are_those_of_the_code():
+    listed = dict(
+        re.findall(r"^\| `([\w-]+)` \| (.+) \|$", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
+    )
+    assert {kind: listed.get(kind) for kind in PICTURE_FAULTS} == PICTURE_FAULTS
+
+
+def test_the_example_of_the_library_runs(model, samples, tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(model, "model.onnx")
+    for name, sample in zip(("img.jpg", "a.jpg", "b.jpg"), samples, strict=False):
+        shutil.copy(sample, name)
+    exec(compile(code, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == samples[0].name[0]
+    assert len(lines) == 3
+    assert "Prediction(path='b.jpg'" in lines[2]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_another_page_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_file_that_the_architecture_names_exists():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text.partition("## What lives where")[2].partition("## Decisions")[0]
+    packages = {"clf_runtime": "runtime", "clf_train": "train", "clf_export": "export"}
+    for row in filter(lambda line: line.startswith("|"), table.splitlines()):
+        folder = None
+        for name in re.findall(r"`([\w/]+\.(?:py|html\.j2))`", row):
+            package, _, rest = name.partition("/")
+            folder, rest = (package, rest) if package in packages else (folder, name)
+            assert folder is not None
+            assert (ROOT / packages[folder] / folder / rest).exists() or rest == "cli.py", name
+
+
+def test_no_page_and_no_file_names_a_package_index_or_a_path_of_one_machine():
+    import subprocess
+
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, names):
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
+        for trace in (b"pypi" + b".org", b"/ro" + b"ot/", b"/wo" + b"rk/", b"index" + b"-url"):
+            assert trace not in content, (name, trace)

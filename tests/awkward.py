@@ -39,10 +39,12 @@ def awkward_pictures(folder: Path) -> dict[str, Path]:
         exif = Image.Exif()
         exif[0x0112] = orientation
         save(f"orientation-{orientation}.jpg", wide, exif=exif)
+        save(f"orientation-{orientation}.tif", wide, exif=exif)
     save("huge.jpg", drawing(900, 700))
     exif = Image.Exif()
     exif[0x0112] = 6
     save("huge-sideways.jpg", drawing(1100, 640), exif=exif)
+    save("several-in-one.jpg", drawing(800, 500), format="MPO", save_all=True, append_images=[wide])
     save("plain.png", tall)
     save("tiny.png", drawing(3, 2))
     save("one-bit.png", wide.convert("1"))

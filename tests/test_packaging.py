@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import email
+import json
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from awkward import awkward_pictures
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 150_000_000
@@ -27,6 +30,12 @@ def wheel(tmp_path_factory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+def needs_of(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
+
+
 @pytest.fixture(scope="session")
 def device(wheel, tmp_path_factory) -> Path:
     """An environment with the wheel and its [cpu] extra, as on a device; gives its folder."""
@@ -34,6 +43,19 @@ def device(wheel, tmp_path_factory) -> Path:
     uv = Path(sys.executable).parent / "uv"
     run(uv, "venv", "--quiet", "--python", sys.executable, folder)
     run(uv, "pip", "install", "--quiet", "--python", folder / "bin/python", f"{wheel}[cpu]")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oldest(wheel, tmp_path_factory) -> Path:
+    """Likewise, with the oldest of each dependency that the wheel allows and this Python has."""
+    folder = tmp_path_factory.mktemp("oldest") / "venv"
+    uv = Path(sys.executable).parent / "uv"
+    run(uv, "venv", "--quiet", "--python", sys.executable, folder)
+    options = ("--quiet", "--resolution", "lowest-direct", "--only-binary", ":all:")
+    needs = [need.partition(";")[0] for need in needs_of(wheel) if "extra" not in need or "'cpu'" in need]
+    assert len(needs) == 4
+    run(uv, "pip", "install", *options, "--python", folder / "bin/python", f"{wheel}[cpu]", *needs)
     return folder
 
 
@@ -75,6 +97,22 @@ def test_a_device_gives_the_very_answers_that_the_trainer_gives(device, command,
     there = run(device / "bin/clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
     assert there.stdout == here.out
     assert "passed" in run(device / "bin/clf-run", "--self-test", cwd=home).stdout
+
+
+def test_the_oldest_packages_that_are_allowed_give_the_same_answers(oldest, command, home, tmp_path):
+    for name, path in awkward_pictures(tmp_path).items():
+        assert path.name == name
+    listed = run(
+        oldest / "bin/python", "-c", "import onnxruntime, PIL; print(onnxruntime.__version__, PIL.__version__)"
+    )
+    assert listed.stdout.split() != [version("onnxruntime"), version("pillow")]
+    arguments = ("artifacts/samples", str(tmp_path), "--top", "3", "--format", "jsonl")
+    here = [json.loads(line) for line in command("clf-run", *arguments, cwd=home).out.splitlines()]
+    there = [json.loads(line) for line in run(oldest / "bin/clf-run", *arguments, cwd=home).stdout.splitlines()]
+    assert len(here) == 16 + len(list(tmp_path.iterdir()))
+    assert [record["label"] for record in there] == [record["label"] for record in here]
+    assert max(abs(one["score"] - other["score"]) for one, other in zip(here, there, strict=True)) <= 1e-4
+    assert "passed" in run(oldest / "bin/clf-run", "--self-test", cwd=home).stdout
 
 
 @pytest.mark.parametrize(("program", "extra"), [("clf-train", "train"), ("clf-export", "export")])

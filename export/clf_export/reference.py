@@ -55,25 +55,22 @@ class Reference:
         how = self._how
         interpolation = _INTERPOLATION[how.resample]
         if how.fit == "squash":
-            squashed: Image.Image = transforms.Resize((how.height, how.width), interpolation)(image)
-            return squashed
+            return _resized(image, (how.height, how.width), interpolation)
         if how.fit == "pad":
             return _padded(image, how, interpolation)
         height, width = round(how.height / how.crop_ratio), round(how.width / how.crop_ratio)
-        if height == width:
-            image = transforms.Resize(height, interpolation)(image)
-        else:
-            scale = max(height / image.height, width / image.width)
-            cover = max(height, int(scale * image.height)), max(width, int(scale * image.width))
-            image = transforms.Resize(cover, interpolation)(image)
+        scale = max(height / image.height, width / image.width)
+        cover = max(height, int(scale * image.height + 1e-6)), max(width, int(scale * image.width + 1e-6))
+        image = _resized(image, cover, interpolation)
         cropped: Image.Image = transforms.CenterCrop((how.height, how.width))(image)
         return cropped
 
 
 def _decoded(encoded: bytes, how: Preprocess) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(encoded))
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):
         _take_the_decoders_shortcut(image, how)
+    image.load()  # a TIFF is upright once it is loaded
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
@@ -100,10 +97,17 @@ def _take_the_decoders_shortcut(image: Image.Image, how: Preprocess) -> None:
     image.draft(None, (2 * needed[0], 2 * needed[1]))
 
 
+def _resized(image: Image.Image, size: tuple[int, int], interpolation: transforms.InterpolationMode) -> Image.Image:
+    """Resize to (height, width), the rows first: in one step the order would depend on the release of Pillow."""
+    for step in ((image.height, size[1]), size):
+        image = transforms.Resize(step, interpolation)(image)
+    return image
+
+
 def _padded(image: Image.Image, how: Preprocess, interpolation: transforms.InterpolationMode) -> Image.Image:
     scale = min(how.width / image.width, how.height / image.height)
     size = max(1, int(scale * image.height + 1e-6)), max(1, int(scale * image.width + 1e-6))
-    image = transforms.Resize(size, interpolation)(image)
+    image = _resized(image, size, interpolation)
     left, top = (how.width - image.width) // 2, (how.height - image.height) // 2
     right, bottom = how.width - image.width - left, how.height - image.height - top
     fill = how.background[0] if how.color == "L" else how.background

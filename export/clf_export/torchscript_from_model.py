@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from clf_export.deployable import Deployable, example
+from clf_runtime.errors import ModelRefused
 from clf_runtime.onnx_file import DIGEST_KEY
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
@@ -42,11 +43,20 @@ def torchscript_bytes(traced: torch.jit.ScriptModule, metadata: Mapping[str, str
     return content + f"{_COMMENT}{hashlib.sha256(content).hexdigest()}".encode()
 
 
+def _refuse_changed(path: Path) -> None:
+    """Check the digest before torch parses a byte: TorchScript is code."""
+    content = path.read_bytes()
+    comment = content[-_COMMENT_BYTES:].decode("ascii", "replace")
+    if comment != f"{_COMMENT}{hashlib.sha256(content[:-_COMMENT_BYTES]).hexdigest()}":
+        raise ModelRefused(f"{path}: refused: its digest does not match its content; export it again")
+
+
 class TorchScriptModel:
     """A file of ours, opened with torch. TorchScript is code, so nobody else's is ever opened."""
 
     def __init__(self, path: Path, keys: tuple[str, ...]) -> None:
-        """Open `path` and read the extra files named by `keys`."""
+        """Open `path` and read the extra files named by `keys`. Raises ModelRefused."""
+        _refuse_changed(path)
         extra = dict.fromkeys(keys, "")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

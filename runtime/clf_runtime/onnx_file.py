@@ -24,7 +24,8 @@ SELFTEST_KEY = "clf.selftest"
 PARITY_KEY = "clf.parity"
 DIGEST_KEY = "clf.sha256"
 
-_MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA, _MODEL_FUNCTION = 1, 7, 8, 14, 25
+_MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 1, 7, 8, 14
+_HOLDS_TENSORS = ((_MODEL_GRAPH, "graph"), (20, "training"), (25, "function"))
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _TENSOR_EXTERNAL_DATA = 13
@@ -34,7 +35,8 @@ _PIECE_BYTES = 1 << 20
 _SESSION_OPTIONS_KEY = "ort_config"
 
 # onnxruntime's own builds have no other operators; a further domain means a library of foreign code.
-_DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
+_DOMAINS = frozenset(("", "ai.onnx.ml", "com.microsoft"))
+_DEFAULT_DOMAIN = {"ai.onnx": ""}  # two names for one
 
 # onnxruntime → the highest opset and IR that it reads, newest last.
 # Source: https://onnxruntime.ai/docs/reference/compatibility.html and runs of the versions named.
@@ -130,9 +132,8 @@ def _parsed(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
         ir_version = next((value for number, value in parts if number == _MODEL_IR_VERSION), 0)
         opsets = dict(_opset(value) for value in _messages(parts, _MODEL_OPSET))
         metadata = dict(_entry(value) for value in _messages(parts, _MODEL_METADATA))
-        graphs, functions = _messages(parts, _MODEL_GRAPH), _messages(parts, _MODEL_FUNCTION)
-        external = any(_external(graph, "graph") for graph in graphs)
-        external = external or any(_external(function, "function") for function in functions)
+        graphs = _messages(parts, _MODEL_GRAPH)
+        external = any(_external(value, kind) for number, kind in _HOLDS_TENSORS for value in _messages(parts, number))
     except (Malformed, UnicodeDecodeError, RecursionError):
         ir_version, graphs = 0, []
     if not graphs or not isinstance(ir_version, int) or not ir_version:
@@ -166,7 +167,7 @@ def _opset(message: Buffer) -> tuple[str, int]:
     domain, version = "", 0
     for number, value in fields(message):
         if number == _OPSET_DOMAIN and not isinstance(value, int):
-            domain = bytes(value).decode()
+            domain = _DEFAULT_DOMAIN.get(bytes(value).decode(), bytes(value).decode())
         elif number == _OPSET_VERSION and isinstance(value, int):
             version = value
     return domain, version
@@ -181,7 +182,8 @@ def _entry(message: Buffer) -> tuple[str, str]:
 # {kind: {field number: kind}}.
 _INSIDE = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node"},
+    "function": {7: "node", 11: "attribute"},
+    "training": {1: "graph", 2: "graph"},
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},

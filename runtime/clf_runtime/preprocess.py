@@ -46,6 +46,8 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
 )
 
+_JPEG = ("JPEG", "MPO")  # phones write several pictures into one file; the first is a JPEG like any other
+
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,8 +94,10 @@ def fitted(image: Image.Image, how: Preprocess) -> Image.Image:
         raise PictureRefused(
             "too-large", f"{image.width:,} x {image.height:,} would be {size[0]:,} x {size[1]:,} before its crop"
         )
-    if size != image.size:
-        image = image.resize(size, _RESAMPLE[how.resample])
+    # Rows before columns, in two steps: Pillow 13 chooses the order by the shape, and rounds between the two.
+    for step in ((size[0], image.height), size):
+        if step != image.size:
+            image = image.resize(step, _RESAMPLE[how.resample])
     if size == (how.width, how.height):
         return image
     # Python rounds halves to even, as torchvision's CenterCrop does.
@@ -164,9 +168,10 @@ def _decoded(image: Image.Image, how: Preprocess) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(f"{image.width:,} x {image.height:,}")
     try:
-        orientation = _orientation(image)
-        _take_shortcut(image, how, sideways=orientation in _SIDEWAYS)
+        _take_shortcut(image, how)
         image.load()
+        # Only now: a PNG may have its EXIF block behind its pixels, and Pillow turns a TIFF while loading it.
+        orientation = _orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return in_color(image, how)
@@ -184,10 +189,11 @@ def _orientation(image: Image.Image) -> int:
         return 1  # a picture with broken notes is still a picture
 
 
-def _take_shortcut(image: Image.Image, how: Preprocess, sideways: bool) -> None:
+def _take_shortcut(image: Image.Image, how: Preprocess) -> None:
     """Let the JPEG decoder leave out detail that resampling would throw away (its DCT scaling)."""
-    if image.format != "JPEG":
+    if image.format not in _JPEG:
         return
+    sideways = _orientation(image) in _SIDEWAYS
     size = image.size[::-1] if sideways else image.size
     width, height = _resampled_size(size, how)
     if sideways:

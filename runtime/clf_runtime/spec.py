@@ -102,7 +102,7 @@ class ModelSpec:
             content = json.loads(text)
         except ValueError as error:
             raise ModelRefused(f"{source}: refused: its spec is not JSON ({error}); export it again") from None
-        return _spec(_Fields(content, source, ""))
+        return _spec(_Fields(content, source, ""), source)
 
 
 class _Fields:
@@ -170,10 +170,10 @@ class _Fields:
         return cast("list[object]", value)
 
 
-def _spec(fields: _Fields) -> ModelSpec:
+def _spec(fields: _Fields, source: str) -> ModelSpec:
     format_ = fields.whole("format", 1)
     if format_ > FORMAT:
-        raise fields.refusal("format", f"is {format_}", f"{FORMAT} at most: update clf-edge here; or")
+        raise ModelRefused(f"{source}: refused: format is {format_}, expected {FORMAT} at most; update clf-edge here")
     preprocess = _preprocess(fields.fields("preprocess"))
     spec = ModelSpec(
         format=format_,

@@ -121,6 +121,16 @@ def test_cuda_works_or_fails_with_the_reason_and_what_mends_it(model):
     assert Classifier.load(model, device="auto").provider == "CPUExecutionProvider"
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_cuda_that_is_built_in_but_does_not_start_is_no_cuda(model, monkeypatch):
+    # As on a machine with the GPU wheel and without the libraries: onnxruntime goes on, silently, on the CPU.
+    built = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
+    with pytest.raises(MachineUnable, match="has CUDA, but could not start it here; look at nvidia-smi"):
+        Classifier.load(model, device="cuda:0")
+    assert Classifier.load(model, device="auto").provider == "CPUExecutionProvider"
+
+
 def test_a_spec_that_does_not_fit_the_graph_is_refused(model, tmp_path, classifier):
     spec = classifier.spec.to_json()
     for wrong in (spec.replace('"height": 8', '"height": 16'), spec.replace('"9"', '"9", "ten"')):

@@ -253,6 +253,22 @@ def test_info_says_what_the_model_is(command, home, model):
     assert content["sha256"] in rows["sha256"]
 
 
+def test_info_leaves_out_what_a_model_does_not_know(command, model, tmp_path):
+    spec = json.loads(read(model).metadata["clf.spec"]) | {"metrics": None, "provenance": None}
+    spec["labels"][3] = "a drei"
+    rewritten(model, tmp_path / "other.onnx", **{"clf.spec": json.dumps(spec), "clf.parity": "null"})
+    done = command("clf-run", "--info", "-m", "other.onnx")
+    assert done.code == 0
+    rows = [line.split("  ")[0] for line in done.out.splitlines()]
+    assert rows == ["model", "size", "sha256", "architecture", "labels", "input", "outputs", "needs"]
+
+
+def test_a_shell_gets_its_completion(command):
+    done = command("clf-run", _CLF_RUN_COMPLETE="bash_source")
+    assert done.code == 0
+    assert "_clf_run_completion()" in done.out
+
+
 def test_threads_change_no_answer(command, home):
     answers = {command("clf-run", "artifacts/samples", "--threads", threads, cwd=home).out for threads in (1, 2, 5)}
     assert len(answers) == 1
@@ -265,6 +281,18 @@ def test_a_package_that_is_missing_is_named_with_what_brings_it(samples, model):
     assert done.stderr.strip() == (
         'clf-run: onnxruntime is not installed; pip install "clf-edge[cpu]" (or clf-edge[gpu] for CUDA)'
     )
+
+
+def test_too_little_memory_is_one_line_and_exit_code_4(model):
+    code = (
+        "from clf_runtime import onnx_file\n"
+        "def read(path): raise MemoryError\n"
+        "onnx_file.read = read\n"
+        "from clf_runtime.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "-m", model, "--info"], capture_output=True, text=True)
+    assert done.returncode == 4
+    assert done.stderr.strip() == "clf-run: out of memory; what was there before is still there"
 
 
 def test_a_bug_of_ours_ends_with_70_and_a_traceback(samples, model):

@@ -53,6 +53,12 @@ def foreign_model(domain: str = "", tensor: TensorProto | None = None, inside: s
     if tensor is not None and inside == "function":
         constant = helper.make_node("Constant", [], ["y"], value=tensor)
         model.functions.append(helper.make_function("", "F", [], ["y"], [constant], [helper.make_opsetid("", 18)]))
+    elif tensor is not None and inside == "default of a function":
+        function = helper.make_function("", "F", [], ["y"], [node], [helper.make_opsetid("", 18)])
+        function.attribute_proto.append(helper.make_attribute("value", tensor))
+        model.functions.append(function)
+    elif tensor is not None and inside == "training":
+        model.training_info.add().algorithm.initializer.append(tensor)
     return model.SerializeToString()
 
 
@@ -133,7 +139,9 @@ def test_what_is_no_file_of_ours_is_refused_with_the_reason(tmp_path, content, s
     assert said in refusal(tmp_path / "model.onnx", content)
 
 
-@pytest.mark.parametrize("inside", ["initializer", "attribute", "subgraph", "sparse", "function"])
+@pytest.mark.parametrize(
+    "inside", ["initializer", "attribute", "subgraph", "sparse", "function", "default of a function", "training"]
+)
 def test_weights_in_other_files_are_refused_wherever_they_hide(tmp_path, inside):
     content = foreign_model(tensor=external_tensor(), inside=inside) + metadata_entry("clf.spec", "{}")
     assert "weights in other files" in refusal(tmp_path / "model.onnx", signed(content))
@@ -154,6 +162,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         onnx_file.read(tmp_path / "none.onnx")
     with pytest.raises(ModelRefused, match="it is no file"):
         onnx_file.read(tmp_path)
+
+
+def test_the_two_names_of_the_standard_domain_are_one(tmp_path):
+    content = foreign_model("ai.onnx") + metadata_entry("clf.spec", "{}")
+    (tmp_path / "model.onnx").write_bytes(signed(content))
+    assert onnx_file.read(tmp_path / "model.onnx").opset == 18
 
 
 def test_the_footer_has_the_80_bytes_that_the_format_gives_it():

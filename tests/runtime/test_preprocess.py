@@ -58,8 +58,9 @@ def test_a_gray_array_may_have_a_channel_axis_or_none(shape):
     assert pixels_from_picture(np.full(shape, 7, np.uint8), RGB).tolist() == np.full(RGB.shape, 7).tolist()
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation):
+def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation, suffix):
     upright = drawing(64, 48)
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,8 +74,9 @@ def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
-    stored.save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(pixels_from_picture(tmp_path / "a.png", RGB), pixels_from_picture(upright, RGB))
+    path = tmp_path / f"a.{suffix}"
+    stored.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(pixels_from_picture(path, RGB), pixels_from_picture(upright, RGB))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -198,6 +200,16 @@ def test_a_bomb_of_any_size_is_refused():
     header = (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     bomb = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
     assert refusal(bomb).kind == "too-large"
+
+
+def test_too_little_memory_is_no_fault_of_the_picture(monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    content = png(drawing(9, 9))
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        pixels_from_picture(content, RGB)
 
 
 def test_a_strip_that_its_crop_would_blow_up_is_refused():

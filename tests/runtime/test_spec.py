@@ -70,7 +70,7 @@ def test_what_is_not_known_may_be_null(path):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("format", 2, "format is 2, expected 1 at most: update clf-edge"),
+        ("format", 2, "format is 2, expected 1 at most; update clf-edge here"),
         ("format", "1", "format is "),
         ("architecture", 7, "architecture is 7, expected a text"),
         ("labels", ["cat"], "labels has 1, expected 2 or more"),

@@ -16,7 +16,7 @@ import numpy as np
 from measure import keep
 
 from clf_runtime import Classifier
-from clf_train.training import Order, dataset_for
+from clf_train.order import Order, dataset_for
 
 BIN = Path(sys.executable).parent
 

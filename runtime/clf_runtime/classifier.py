@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from clf_runtime.predictions import Failure, Prediction, Result, Score
 from clf_runtime.preprocess import Picture, UInt8Array, pixels_from_picture
 from clf_runtime.session import Float32Array, Session
 from clf_runtime.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 # Measured in the design: 8 pictures a batch is where MobileNetV3-small and ResNet-18 stop getting faster.
 BATCH_SIZE = 8
@@ -149,6 +152,8 @@ def _in_order(
     if workers == 1:
         yield from map(work, chunks)
         return
+    from concurrent.futures import ThreadPoolExecutor  # 4 ms that one picture does not need
+
     pool = ThreadPoolExecutor(workers, thread_name_prefix="clf")
     under_way: deque[Future[list[Result]]] = deque()
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +104,9 @@ def _csv(results: Iterator[Result]) -> Iterator[str]:
 
 
 def _row(values: tuple[object, ...]) -> str:
+    import csv
+    import io
+
     row = io.StringIO()
     csv.writer(row, lineterminator="\n").writerow(values)
     return row.getvalue()

@@ -45,15 +45,27 @@ Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
 @click.option(
     "--data-root", metavar="DIR", envvar="CLF_DATA_ROOT", help="Where data sets by name lie.  [default: likewise]"
 )
+@click.option(
+    "--model", metavar="PACKAGE.MODULE:FACTORY", help="The function of your own that builds the network, if one does."
+)
 @click.option("--overwrite", is_flag=True, help="Replace exported files.")
 @click.version_option(__version__, prog_name="clf-export")
-def command(artifacts: str, formats: tuple[str, ...], data: str | None, data_root: str | None, overwrite: bool) -> None:
+def command(
+    artifacts: str,
+    formats: tuple[str, ...],
+    data: str | None,
+    data_root: str | None,
+    model: str | None,
+    overwrite: bool,
+) -> None:
     """Export a finished model, and prove each file on real held-out pictures before it gets its name."""
     from pathlib import Path
 
     from clf_export.exporting import export
 
-    exported = export(Path(artifacts), formats, data=data, data_root=data_root, overwrite=overwrite, say=say)
+    exported = export(
+        Path(artifacts), formats, data=data, data_root=data_root, trusted=model, overwrite=overwrite, say=say
+    )
     click.echo(_table(exported))
     where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
     say(f"next: clf-run{where} {shlex.quote(f'{artifacts}/samples')}")

@@ -24,7 +24,7 @@ from clf_runtime.session import runtime_version
 from clf_runtime.spec import ModelSpec
 from clf_train import trained
 from clf_train.dataset import Dataset
-from clf_train.training import Order, dataset_for
+from clf_train.order import Order, dataset_for
 
 FILE_OF = {"onnx": artifacts.ONNX, "torchscript": artifacts.TORCHSCRIPT}
 
@@ -47,6 +47,7 @@ def export(
     *,
     data: str | None = None,
     data_root: str | None = None,
+    trusted: str | None = None,
     overwrite: bool = False,
     say: Say = lambda message: None,
 ) -> list[Exported]:
@@ -57,6 +58,7 @@ def export(
         formats: keys of FILE_OF.
         data: where the held-out pictures are; by default where training found them.
         data_root: likewise, for data sets by name.
+        trusted: the package.module:factory that the model may be built by, where it is not one by name.
         overwrite: replace files that are there.
         say: told what is under way.
 
@@ -67,7 +69,7 @@ def export(
     """
     formats = tuple(dict.fromkeys(formats))
     _refuse_existing(folder, formats, overwrite)
-    model = trained.load(folder)
+    model = trained.load(folder, trusted)
     dataset = _held_out(model.spec, data, data_root)
     reference = Reference(model.model, model.spec)
     say(f"asking PyTorch about the held-out pictures ({len(dataset.test):,}, {dataset.test_name})")
@@ -151,10 +153,13 @@ def _refuse_existing(folder: Path, formats: Sequence[str], overwrite: bool) -> N
 def _held_out(spec: ModelSpec, data: str | None, data_root: str | None) -> Dataset:
     """Find the very pictures that were held out in training. Raises DataRefused."""
     origin = spec.provenance
-    if origin is None:
-        raise ModelRefused("model.json: names no data, so there is nothing to prove the export with; train again")
+    wanted = data or (origin.data if origin else None)
+    if origin is None or wanted is None:
+        raise DataRefused(
+            "model.json: names no data, so there is nothing to prove the export with; say --data with labelled pictures"
+        )
     order = Order(
-        data=data or origin.data,
+        data=wanted,
         data_root=data_root or origin.data_root or "data",
         held_out=origin.held_out,
         seed=origin.seed,
@@ -163,10 +168,14 @@ def _held_out(spec: ModelSpec, data: str | None, data_root: str | None) -> Datas
         dataset = dataset_for(order)
     except DataRefused as refusal:
         raise DataRefused(f"{refusal}; --data says where the pictures of the training are") from None
-    if dataset.test.fingerprint() != origin.fingerprint:
+    if origin.fingerprint is not None and dataset.test.fingerprint() != origin.fingerprint:
         raise DataRefused(
             f"{order.data}: its held-out pictures are not those of the training ({len(dataset.test):,} found, "
             "changed since), so a proof would be about something else; restore them, or train again"
+        )
+    if origin.fingerprint is None and dataset.labels != spec.labels:
+        raise DataRefused(
+            f"{order.data}: its classes are {list(dataset.labels)}; expected the model's, {list(spec.labels)}"
         )
     return dataset
 

@@ -11,5 +11,8 @@ ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
 EXPORT = "export.json"
 
+# What only a training writes, and an import in its place does not.
+OF_TRAINING = (HISTORY, REPORT)
+
 # Made from STATE_DICT: gone when that one is replaced, so that nothing answers for a model that is no more.
 DERIVED = (ONNX, TORCHSCRIPT, EXPORT)

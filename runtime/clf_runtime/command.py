@@ -39,6 +39,7 @@ _EXTRA_OF = {
     "sklearn": "train",
     "tqdm": "train",
     "jinja2": "train",
+    "safetensors": "train",
     "clf_train": "train",
     "onnx": "export",
     "onnx_ir": "export",

@@ -21,6 +21,12 @@ class ClfError(Exception):
     exit_code = EXIT_BUG
 
 
+class WrongUsage(ClfError, ValueError):
+    """Options that contradict each other, or the model."""
+
+    exit_code = EXIT_USAGE
+
+
 class ModelRefused(ClfError, ValueError):
     """The model is damaged, foreign, newer than this reader, or fails its proof."""
 

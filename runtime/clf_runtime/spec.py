@@ -66,9 +66,9 @@ class Metrics:
 class Provenance:
     """Where the model comes from; enough to find its data again and to train it again."""
 
-    data: str  # a data set's name, or the folder as it was typed
+    data: str | None  # a data set's name, or the folder as it was typed; None where an import named none
     data_root: str | None
-    fingerprint: str  # SHA-256 of the held-out pictures and their classes
+    fingerprint: str | None  # SHA-256 of the held-out pictures and their classes
     held_out: float  # the share of the pictures that was kept from training, where there was no test folder
     seed: int
     epochs: int
@@ -140,6 +140,12 @@ class _Fields:
         value = self.take(key)
         if not isinstance(value, str):
             raise self.refusal(key, f"is {_shown(value)}", "a text")
+        return value
+
+    def text_or_null(self, key: str) -> str | None:
+        value = self.take(key)
+        if value is not None and not isinstance(value, str):
+            raise self.refusal(key, f"is {_shown(value)}", "a text or null")
         return value
 
     def choice(self, key: str, among: Iterable[str]) -> str:
@@ -251,13 +257,10 @@ def _provenance(fields: _Fields | None) -> Provenance | None:
     versions = fields.take("versions")
     if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
         raise fields.refusal("versions", f"is {_shown(versions)}", "an object of texts")
-    data_root = fields.take("data_root")
-    if not (data_root is None or isinstance(data_root, str)):
-        raise fields.refusal("data_root", f"is {_shown(data_root)}", "a text or null")
     provenance = Provenance(
-        data=fields.text("data"),
-        data_root=data_root,
-        fingerprint=fields.text("fingerprint"),
+        data=fields.text_or_null("data"),
+        data_root=fields.text_or_null("data_root"),
+        fingerprint=fields.text_or_null("fingerprint"),
         held_out=fields.number("held_out", 0, 1),
         seed=fields.whole("seed", 0),
         epochs=fields.whole("epochs", 0),

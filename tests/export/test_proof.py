@@ -23,7 +23,7 @@ from clf_runtime.classifier import Classifier
 from clf_runtime.errors import ModelRefused
 from clf_runtime.onnx_file import SELFTEST_KEY, SPEC_KEY
 from clf_train import trained
-from clf_train.training import Order, dataset_for
+from clf_train.order import Order, dataset_for
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_the_embedded_digits_reach_what_is_promised(artifacts):
 
 def test_the_accuracy_in_the_spec_is_that_of_the_state_dict(artifacts):
     from clf_train.evaluate import logits_of
-    from clf_train.training import Order, dataset_for
+    from clf_train.order import Order, dataset_for
 
     model = trained.load(artifacts)
     test = dataset_for(Order()).test

@@ -10,11 +10,40 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, run, say
-from clf_train.registry import DATASETS, MODELS
+from clf_train.registry import DATASETS, MODELS, TORCHVISION
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, Fit
     from clf_train.history import Epoch
+
+
+# Shared with clf-import.
+DATA_ROOT_OPTION = click.option(
+    "--data-root",
+    metavar="DIR",
+    envvar="CLF_DATA_ROOT",
+    default="data",
+    show_default=True,
+    help="Where data sets by name lie, or are downloaded to.",
+)
+FIT_OPTION = click.option(
+    "--fit",
+    type=click.Choice(["crop", "squash", "pad"]),
+    default="crop",
+    show_default=True,
+    help="How a picture of another shape becomes the input's shape.",
+)
+HELD_OUT_OPTION = click.option(
+    "--held-out",
+    type=click.FloatRange(0, 0.9, min_open=True),
+    default=0.2,
+    show_default=True,
+    help="The share never trained on, where there is no test part.",
+)
+SEED_OPTION = click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+COLOR_OPTION = click.option(
+    "--color", type=click.Choice(["L", "RGB"]), help="Gray or colour.  [default: the pictures', or the model's]"
+)
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
@@ -36,6 +65,8 @@ def _list_models(context: click.Context, parameter: click.Parameter, wanted: boo
     if wanted:
         for row in MODELS:
             click.echo(f"{row.name}\t{row.what}")
+        for name in TORCHVISION:
+            click.echo(f"{name}\ttorchvision's")
         context.exit()
 
 
@@ -61,44 +92,42 @@ Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
 )
 @ARTIFACTS_OPTION
 @click.option("--data", "-d", metavar="NAME|DIR", default="digits", show_default=True, help="What to train on.")
+@DATA_ROOT_OPTION
 @click.option(
-    "--data-root",
-    metavar="DIR",
-    envvar="CLF_DATA_ROOT",
-    default="data",
+    "--model",
+    metavar="NAME|PACKAGE.MODULE:FACTORY",
+    default="auto",
     show_default=True,
-    help="Where data sets by name lie, or are downloaded to.",
+    help="One of --list-models, or a function of your own.",
 )
-@click.option("--model", type=click.Choice([row.name for row in MODELS]), default=MODELS[0].name, show_default=True)
+@click.option(
+    "--weights", metavar="DEFAULT|FILE", help="Start from torchvision's own weights, or from a state_dict's file."
+)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the pictures.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Its peak.  [default: the recipe's]")
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: the pictures', 64 at most]")
-@click.option("--color", type=click.Choice(["L", "RGB"]), help="Gray or colour.  [default: as the pictures are]")
-@click.option(
-    "--fit",
-    type=click.Choice(["crop", "squash", "pad"]),
-    default="crop",
-    show_default=True,
-    help="How a picture of another shape becomes the input's shape.",
-)
-@click.option(
-    "--held-out",
-    type=click.FloatRange(0, 0.9, min_open=True),
-    default=0.2,
-    show_default=True,
-    help="The share never trained on, where there is no test part.",
-)
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@COLOR_OPTION
+@FIT_OPTION
+@HELD_OUT_OPTION
+@SEED_OPTION
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace a finished model.")
-@click.option("--list-models", is_flag=True, is_eager=True, expose_value=False, callback=_list_models)
+@click.option(
+    "--list-models",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_models,
+    help="Name every model, and exit.",
+)
 @click.version_option(__version__, prog_name="clf-train")
 def command(
     artifacts: str,
     data: str,
     data_root: str,
     model: str,
+    weights: str | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -116,12 +145,14 @@ def command(
     """
     from pathlib import Path
 
-    from clf_train.training import Order, train
+    from clf_train.order import Order
+    from clf_train.training import train
 
     order = Order(
         data=data,
         data_root=data_root,
         model=model,
+        weights=weights,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from clf_runtime.preprocess import UInt8Array
-from clf_runtime.spec import Normalize
+from clf_runtime.spec import Metrics, Normalize
 from clf_train.dataset import Int64Array
 
 Float32Array = npt.NDArray[np.float32]
+Part = tuple[UInt8Array, Int64Array]  # pixels (N, H, W, C), classes (N,)
 
 _BATCH = 500
 _BINS = 15  # of equal width, as in Guo et al. 2017
@@ -67,6 +68,22 @@ def quality_of(logits: Float32Array, targets: Int64Array, temperature: float) ->
         accuracy=float(right.mean()),
         loss=float(-log_probabilities[np.arange(len(targets)), targets].mean()),
         calibration_error=_calibration_error(confidence, right),
+    )
+
+
+def judged(
+    model: nn.Module, validation: Part, test: Part, test_name: str, normalize: Normalize, device: torch.device
+) -> tuple[Float32Array, float, Metrics]:
+    """Fit the temperature on one part and judge on the other: the other's logits, the temperature, the metrics."""
+    temperature = 1.0
+    if len(validation[0]):
+        temperature = fitted_temperature(logits_of(model, validation[0], normalize, device), validation[1])
+    logits = logits_of(model, test[0], normalize, device)
+    quality = quality_of(logits, test[1], temperature)
+    return (
+        logits,
+        temperature,
+        Metrics(test_name, len(logits), quality.accuracy, quality.loss, quality.calibration_error),
     )
 
 

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from clf_runtime.errors import MachineUnable
-from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Normalize
 from clf_train.augment import augmented, draws_for_epoch, epoch_generator
-from clf_train.dataset import Int64Array
-from clf_train.evaluate import logits_of, quality_of, standardized
+from clf_train.evaluate import Part, logits_of, quality_of, standardized
 from clf_train.history import Epoch
 from clf_train.recipe import Recipe
 
-Part = tuple[UInt8Array, Int64Array]  # pixels (N, H, W, C), classes (N,)
 _RISING = 0.25
 
 OnStep = Callable[[], object]

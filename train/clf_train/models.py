@@ -1,15 +1,18 @@
-"""The networks of ours, and how a spec's architecture becomes a module again."""
+"""From a name to a network: one of ours or of a tutorial, one of torchvision, or a factory of the user's own."""
 
 from __future__ import annotations
 
+import inspect
+import sys
+import warnings
 from importlib import import_module
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from clf_runtime.errors import ModelRefused
+from clf_runtime.errors import MachineUnable, ModelRefused
 from clf_runtime.spec import ModelSpec
-from clf_train.registry import MODELS, model_row
+from clf_train.registry import MODELS, TORCHVISION, model_row
 
 
 def model_from_spec(spec: ModelSpec) -> nn.Module:
@@ -20,48 +23,93 @@ def model_from_spec(spec: ModelSpec) -> nn.Module:
 def build(architecture: str, channels: int, classes: int) -> nn.Module:
     """Build the network of this name with fresh weights, from torch's own seed. Raises ModelRefused."""
     row = model_row(architecture)
-    if row is None:
-        known = ", ".join(row.name for row in MODELS)
-        raise ModelRefused(f"model {architecture!r}: unknown here; expected one of {known}")
-    module, _, factory = row.factory.partition(":")
-    model: nn.Module = getattr(import_module(module), factory)(channels, classes)
+    if row is not None:
+        module, _, factory = row.factory.partition(":")
+        model: nn.Module = getattr(import_module(module), factory)(channels, classes)
+        return model
+    if architecture in TORCHVISION:
+        return _torchvision(architecture, classes)
+    if ":" in architecture:
+        return _from_factory(architecture, classes)
+    known = ", ".join(row.name for row in MODELS)
+    raise ModelRefused(
+        f"model {architecture!r}: unknown here; expected one of {known}, a classifier of torchvision.models, "
+        "or package.module:factory"
+    )
+
+
+def pretrained(architecture: str, classes: int) -> nn.Module:
+    """Build a network of torchvision with its default weights, and a fresh head for other classes.
+
+    torchvision's own loader downloads them once and keeps them. Raises ModelRefused, MachineUnable.
+    """
+    from torchvision.models import get_model
+
+    if architecture not in TORCHVISION:
+        raise ModelRefused(
+            f"model {architecture!r}: has no weights to load; expected a classifier of torchvision.models"
+        )
+    try:
+        model: nn.Module = get_model(architecture, weights="DEFAULT")
+    except OSError as error:
+        raise MachineUnable(
+            f"{architecture}: its weights could not be downloaded ({' '.join(str(error).split())}); download "
+            "them where there is a network, and name the file with --weights"
+        ) from None
+    _drop_auxiliary_heads(model)
+    return with_head(model, classes)
+
+
+def with_head(model: nn.Module, classes: int) -> nn.Module:
+    """Replace the last layer of a torchvision classifier by a fresh one for so many classes."""
+    name, last = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][
+        -1
+    ]
+    fresh: nn.Module
+    if isinstance(last, nn.Linear):
+        fresh = nn.Linear(last.in_features, classes, bias=last.bias is not None)
+    else:
+        assert isinstance(last, nn.Conv2d)  # SqueezeNet's
+        fresh = nn.Conv2d(last.in_channels, classes, kernel_size=1)
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, fresh)
     return model
 
 
-def small_resnet(channels: int, classes: int, width: int = 32) -> nn.Module:
-    """A residual network for small pictures: two poolings, one residual block, global max-pooling.
+def _torchvision(architecture: str, classes: int) -> nn.Module:
+    from torchvision.models import get_model
 
-    Width 32 with the mnist recipe: 99.4 % after two epochs of 27 s on 2 cores; a variant with a second
-    residual block took twice as long for the same accuracy.
-    """
-    return nn.Sequential(
-        _conv(channels, width),
-        nn.MaxPool2d(2),
-        _conv(width, 2 * width),
-        nn.MaxPool2d(2),
-        Residual(2 * width),
-        _conv(2 * width, 4 * width),
-        nn.AdaptiveMaxPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4 * width, classes),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a default that changes; nothing depends on it
+        model: nn.Module = get_model(architecture, weights=None, num_classes=classes)
+    _drop_auxiliary_heads(model)
+    return model
 
 
-class Residual(nn.Module):
-    """Two convolutions whose result is added to their input (He et al. 2015)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(_conv(channels, channels), _conv(channels, channels))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the same shape."""
-        return torch.add(features, self.convolutions(features))
+def _drop_auxiliary_heads(model: nn.Module) -> None:
+    """GoogLeNet and Inception have further heads that only their own papers' training uses."""
+    if getattr(model, "aux_logits", False):
+        model.aux_logits = False  # type: ignore[assignment]
+        for name in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(model, name):
+                setattr(model, name, None)
 
 
-def _conv(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+def _from_factory(architecture: str, classes: int) -> nn.Module:
+    """Call a function of the user's: with num_classes where it takes that, else with nothing."""
+    module_name, _, name = architecture.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` would have it
+    try:
+        factory = getattr(import_module(module_name), name)
+        takes = inspect.signature(factory).parameters
+        model = factory(num_classes=classes) if "num_classes" in takes else factory()
+    except Exception as error:  # it is somebody else's code
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ModelRefused(
+            f"model {architecture!r}: cannot be built ({reason}); expected a function or class that takes "
+            "num_classes, or nothing, and gives a torch.nn.Module"
+        ) from None
+    if not isinstance(model, nn.Module):
+        raise ModelRefused(f"model {architecture!r}: gives a {type(model).__name__}; expected a torch.nn.Module")
+    return model

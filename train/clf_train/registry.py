@@ -10,11 +10,15 @@ from clf_runtime.spec import Color
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model by name; its factory takes (channels, classes) and gives a torch module."""
+    """A network of ours or of a tutorial; its factory takes (channels, classes) and gives a torch module."""
 
     name: str
     what: str
     factory: str  # module:function
+    size: int | None = None  # the one input size in pixels a side that it takes, or None for any
+    color: Color | None = None  # likewise
+    learning_rate: float | None = None  # its peak, where the data's recipe does not fit: no batch normalisation
+    normalize: tuple[float, float] = (0.5, 0.5)  # mean and std of pixels in 0..1 that its tutorial trains with
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,32 @@ class DatasetRow:
     source: Literal["embedded", "download"]
 
 
+_NETWORKS = "clf_train.networks"
+
 MODELS = (
-    ModelRow(
-        "small-resnet",
-        "for pictures of 8 to 64 pixels: 7 convolutions, 0.2 million parameters",
-        "clf_train.models:small_resnet",
-    ),
+    ModelRow("small-resnet", "for 8 to 64 pixels, in seconds to minutes: 0.2 M weights", f"{_NETWORKS}:small_resnet"),
+    ModelRow("resnet9", "for 8 to 64 pixels, slower and more accurate: 2.3 M weights", f"{_NETWORKS}:resnet9"),
+    ModelRow("plain-conv3", "a tutorial's, for MNIST", f"{_NETWORKS}:PlainConv3", 28, "L", 0.02, (0.0, 1.0)),
+    ModelRow("pooled-conv2", "a tutorial's, for CIFAR-10", f"{_NETWORKS}:PooledConv2", 32, "RGB", 0.05, (0.0, 1.0)),
+    ModelRow("pooled-conv2-mlp", "a tutorial's, for MNIST", f"{_NETWORKS}:PooledConv2Mlp", 28, "L", 0.05),
+    ModelRow("plain-conv2-mlp", "a tutorial's, for MNIST", f"{_NETWORKS}:plain_conv2_mlp", 28, "L", 0.02, (0.0, 1.0)),
+    ModelRow("lenet", "a tutorial's, for CIFAR-10", f"{_NETWORKS}:LeNet", 32, "RGB", 0.05),
+)
+
+# Every classifier that torchvision.models.list_models(module=torchvision.models) names; a test compares them.
+TORCHVISION = tuple(
+    """
+    alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
+    efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+    efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf regnet_x_1_6gf
+    regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf
+    regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34
+    resnet50 resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0
+    shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t
+    vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32
+    wide_resnet101_2 wide_resnet50_2
+    """.split()  # noqa: SIM905 (eighty names read better so)
 )
 
 _TEN = tuple("0123456789")
@@ -67,5 +91,5 @@ def dataset_row(name: str) -> DatasetRow | None:
 
 
 def model_row(name: str) -> ModelRow | None:
-    """Give the model of this name, or None."""
+    """Give the network of ours or of a tutorial with this name, or None."""
     return next((row for row in MODELS if row.name == name), None)

@@ -163,7 +163,7 @@ def _page(spec: ModelSpec, history: tuple[Epoch, ...], answers: Answers) -> Page
 
 
 def _title(spec: ModelSpec) -> str:
-    if spec.provenance is None:
+    if spec.provenance is None or spec.provenance.data is None:
         return spec.architecture
     # A folder as it was typed, on whichever system; all of it is in the page's provenance.
     data = PureWindowsPath(spec.provenance.data).name or spec.provenance.data

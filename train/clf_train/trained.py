@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clf_runtime import artifacts
-from clf_runtime.errors import ModelRefused
+from clf_runtime.errors import DataRefused, ModelRefused
 from clf_runtime.spec import ModelSpec
 from clf_train.models import model_from_spec
 
@@ -32,13 +32,28 @@ def state_dict_bytes(model: nn.Module) -> bytes:
     return file.getvalue()
 
 
-def load(folder: Path) -> Trained:
-    """Open a finished model, digest checked. Raises ModelRefused."""
+def refuse_finished(folder: Path, overwrite: bool) -> None:
+    """Raise DataRefused where a finished model would be replaced without having been asked to."""
+    if (folder / artifacts.SPEC).exists() and not overwrite:
+        raise DataRefused(f"{folder}: has a finished model; --overwrite replaces it, -a names another folder")
+
+
+def load(folder: Path, trusted: str | None = None) -> Trained:
+    """Open a finished model, digest checked.
+
+    An architecture of the form package.module:factory is code of somebody's, which a model.json from elsewhere
+    must not be able to run: it is built only where `trusted` names the very same. Raises ModelRefused.
+    """
     spec_path, weights_path = folder / artifacts.SPEC, folder / artifacts.STATE_DICT
     if not spec_path.is_file():
         found = f"{artifacts.STATE_DICT} without {artifacts.SPEC}" if weights_path.is_file() else "no finished model"
         raise ModelRefused(f"{folder}: {found}; clf-train makes one, -a names another folder")
     spec = ModelSpec.from_json(_text(spec_path), str(spec_path))
+    if ":" in spec.architecture and spec.architecture != trusted:
+        raise ModelRefused(
+            f"{folder}: {artifacts.SPEC} names code that is not clf-edge's, {spec.architecture}; where you trust it, "
+            f"say --model {spec.architecture}"
+        )
     if not weights_path.is_file():
         raise ModelRefused(f"{weights_path}: missing beside {artifacts.SPEC}; train again with --overwrite")
     content = weights_path.read_bytes()
@@ -54,11 +69,12 @@ def load(folder: Path) -> Trained:
     except Exception as error:  # unpickling a damaged file can raise nearly anything
         reason = " ".join(str(error).split())[:200]
         raise ModelRefused(f"{weights_path}: refused: no state_dict of {spec.architecture} ({reason})") from None
-    _refuse_not_finite(model, weights_path)
+    refuse_not_finite(model, weights_path)
     return Trained(spec, model.float().eval())
 
 
-def _refuse_not_finite(model: nn.Module, path: Path) -> None:
+def refuse_not_finite(model: nn.Module, path: Path) -> None:
+    """Raise ModelRefused for weights that are no numbers; `path` is where they come from."""
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
             raise ModelRefused(

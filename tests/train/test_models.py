@@ -1,0 +1,345 @@
+"""Networks by name: the tutorials' state_dicts load as they are, torchvision's get a head for the labels at hand."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from clf_runtime.errors import MachineUnable, ModelRefused, WrongUsage
+from clf_train.dataset import Dataset
+from clf_train.models import build, pretrained, with_head
+from clf_train.order import Order, dataset_for, input_of, plan_for
+from clf_train.registry import MODELS, TORCHVISION
+from clf_train.weights import load_into, starting_point
+
+# What DESIGN and the tutorials' own scripts say of their state_dicts: key → shape, for 10 classes.
+TUTORIALS = {
+    "plain-conv3": {
+        "model.0.weight": (32, 1, 3, 3),
+        "model.2.weight": (64, 32, 3, 3),
+        "model.4.weight": (64, 64, 3, 3),
+        "model.7.weight": (10, 64 * 22 * 22),
+    },
+    "pooled-conv2": {"conv1.weight": (16, 3, 3, 3), "conv2.weight": (32, 16, 3, 3), "fc.weight": (10, 8 * 8 * 32)},
+    "pooled-conv2-mlp": {
+        "conv1.weight": (32, 1, 3, 3),
+        "conv2.weight": (64, 32, 3, 3),
+        "fc1.weight": (128, 64 * 6 * 6),
+        "fc2.weight": (10, 128),
+    },
+    "plain-conv2-mlp": {
+        "0.weight": (32, 1, 3, 3),
+        "2.weight": (16, 32, 5, 5),
+        "5.weight": (128, 7744),
+        "7.weight": (10, 128),
+    },
+    "lenet": {
+        "conv1.weight": (6, 3, 5, 5),
+        "conv2.weight": (16, 6, 5, 5),
+        "fc1.weight": (120, 400),
+        "fc2.weight": (84, 120),
+        "fc3.weight": (10, 84),
+    },
+}
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorials_network_has_the_keys_of_its_own_script(name):
+    row = next(row for row in MODELS if row.name == name)
+    model = build(name, 1 if row.color == "L" else 3, 10)
+    weights = {key: tuple(value.shape) for key, value in model.state_dict().items() if key.endswith("weight")}
+    assert weights == TUTORIALS[name]
+    assert set(model.state_dict()) == {*weights, *(key.replace("weight", "bias") for key in weights)}
+    assert model(torch.rand(2, 1 if row.color == "L" else 3, row.size, row.size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["small-resnet", "resnet9"])
+@pytest.mark.parametrize("size", [8, 9, 28, 64])
+def test_our_own_networks_take_every_size_from_8_to_64(name, size):
+    assert build(name, 3, 7).eval()(torch.rand(2, 3, size, size)).shape == (2, 7)
+
+
+def test_every_classifier_of_torchvision_is_known_by_its_name():
+    assert list(TORCHVISION) == torchvision.models.list_models(module=torchvision.models)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alexnet",
+        "squeezenet1_1",
+        "googlenet",
+        "inception_v3",
+        "mobilenet_v3_small",
+        "densenet121",
+        "vit_b_32",
+        "swin_t",
+    ],
+)
+def test_a_classifier_of_torchvision_gets_a_head_for_the_labels(name):
+    model = build(name, 3, 5).eval()
+    side = 299 if name == "inception_v3" else 224
+    with torch.inference_mode():
+        assert model(torch.rand(1, 3, side, side)).shape == (1, 5)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    assert {key: value.shape for key, value in with_head(model, 5).state_dict().items()} == shapes
+    with torch.inference_mode():
+        assert with_head(model, 3)(torch.rand(1, 3, side, side)).shape == (1, 3)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torchvision's download folder, with random weights where its loader looks for the real ones."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_default_weights_come_through_torchvisions_own_loader(hub):
+    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    torch.manual_seed(5)
+    source = torchvision.models.get_model("squeezenet1_1")
+    torch.save(source.state_dict(), hub / weights.url.rpartition("/")[2])
+    model = pretrained("squeezenet1_1", 4)
+    assert torch.equal(model.features[0].weight, source.features[0].weight)
+    assert model.classifier[1].weight.shape == (4, 512, 1, 1)
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(hub, monkeypatch):
+    for variable in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    with pytest.raises(
+        MachineUnable, match=r"resnet18: its weights could not be downloaded .*name the file with --weights"
+    ):
+        pretrained("resnet18", 4)
+    with pytest.raises(ModelRefused, match="has no weights to load"):
+        pretrained("small-resnet", 4)
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def test_weights_load_whatever_they_are_wrapped_in(tmp_path):
+    source = build("lenet", 3, 10)
+    state = source.state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    files = [
+        tmp_path / "a.safetensors",
+        saved(tmp_path / "plain.pt", state),
+        saved(tmp_path / "parallel.pt", {f"module.{key}": value for key, value in state.items()}),
+        saved(tmp_path / "compiled.pt", {f"_orig_mod.{key}": value for key, value in state.items()}),
+        saved(tmp_path / "both.pt", {f"_orig_mod.module.{key}": value for key, value in state.items()}),
+        saved(tmp_path / "member.pt", {f"net.{key}": value for key, value in state.items()}),
+        saved(tmp_path / "checkpoint.pt", {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}}),
+        saved(tmp_path / "other.pt", {"model_state_dict": {f"module.{key}": value for key, value in state.items()}}),
+    ]
+    for path in files:
+        model = build("lenet", 3, 10)
+        load_into(model, path)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items()), path
+
+
+def test_a_tutorial_that_is_a_bare_sequential_loads_too(tmp_path):
+    source = build("plain-conv3", 1, 10).model
+    model = build("plain-conv3", 1, 10)
+    load_into(model, saved(tmp_path / "a.pt", source.state_dict()))
+    assert torch.equal(model.model[7].weight, source[7].weight)
+
+
+def test_a_counter_that_old_checkpoints_lack_is_not_missed(tmp_path):
+    state = {key: value for key, value in build("small-resnet", 1, 10).state_dict().items() if "num_batches" not in key}
+    load_into(build("small-resnet", 1, 10), saved(tmp_path / "a.pt", state))
+
+
+def test_what_does_not_fit_is_told_as_a_short_list(tmp_path):
+    state = dict(build("lenet", 3, 10).state_dict())
+    del state["fc1.bias"]
+    state["conv1.weight"] = torch.zeros(6, 1, 5, 5)
+    state |= {f"more.{number}": torch.zeros(1) for number in range(5)}
+    with pytest.raises(ModelRefused) as refused:
+        load_into(build("lenet", 3, 10), saved(tmp_path / "a.pt", state))
+    assert str(refused.value) == (
+        f"{tmp_path / 'a.pt'}: refused: not the weights of this model: missing: fc1.bias; "
+        "unexpected: more.0, more.1, more.2 and 2 more; of another shape: conv1.weight 6x1x5x5 for 6x3x5x5; "
+        "name another --model"
+    )
+
+
+def test_a_head_of_other_classes_is_left_fresh_for_training_and_refused_for_an_import(tmp_path):
+    source = build("lenet", 3, 10)
+    path = saved(tmp_path / "a.pt", source.state_dict())
+    model = starting_point("lenet", str(path), 3, 4)
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
+    assert model.fc3.weight.shape == (4, 84)
+    with pytest.raises(ModelRefused, match=r"of another shape: fc3\.weight 10x84 for 4x84"):
+        load_into(build("lenet", 3, 4), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no file of torch.save"),
+        (b"PK\x03\x04 not an archive", "no file of torch.save"),
+        (b"hello", "refused"),
+        ([1, 2], "it holds a list; expected a state_dict"),
+        ({}, "it holds a dict; expected a state_dict"),
+        ({"epoch": 3, "best": 0.5}, "no state_dict: no tensors: epoch is a int, best is a float"),
+        (torch.zeros(3), "it holds a Tensor"),
+    ],
+)
+def test_what_is_no_state_dict_is_refused(tmp_path, content, said):
+    path = tmp_path / "a.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ModelRefused) as refused:
+        load_into(build("lenet", 3, 10), path)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_and_a_damaged_safetensors_file_are_refused(tmp_path):
+    with pytest.raises(ModelRefused, match="no such file"):
+        load_into(build("lenet", 3, 10), tmp_path / "none.pt")
+    (tmp_path / "a.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}}}}}}}")
+    with pytest.raises(ModelRefused, match="no safetensors file"):
+        load_into(build("lenet", 3, 10), tmp_path / "a.safetensors")
+
+
+def _call(function, *arguments):
+    class Hostile:
+        def __reduce__(self):
+            return function, arguments
+
+    return Hostile()
+
+
+def hostile_files(owned: Path) -> dict[str, bytes]:
+    """Twenty pickles that would make a file, were they run: other callables, other places, other containers."""
+    touch = f"open({str(owned)!r}, 'w').close()"
+    calls = {
+        "os.system": _call(os.system, f"touch {owned}"),
+        "os.popen": _call(os.popen, f"touch {owned}"),
+        "exec": _call(exec, touch),
+        "eval": _call(eval, touch),
+        "subprocess": _call(subprocess.check_call, ["touch", str(owned)]),
+        "Popen": _call(subprocess.Popen, ["touch", str(owned)]),
+        "Path.touch": _call(Path.touch, owned),
+        "open": _call(open, str(owned), "w"),
+        "mkdir": _call(os.mkdir, str(owned)),
+        "getattr": _call(getattr, _call(open, str(owned), "w"), "close"),
+    }
+    files = {}
+    for name, call in calls.items():
+        file = io.BytesIO()
+        torch.save({"conv1.weight": call}, file)
+        files[f"zip with {name}"] = file.getvalue()
+    for name in ("os.system", "exec", "Path.touch"):
+        file = io.BytesIO()
+        torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}, "extra": calls[name]}, file)
+        files[f"beside tensors, {name}"] = file.getvalue()
+    for protocol in (0, 2, 4):
+        files[f"bare pickle of protocol {protocol}"] = pickle.dumps(calls["os.system"], protocol=protocol)
+    file = io.BytesIO()
+    torch.save(calls["exec"], file, _use_new_zipfile_serialization=False)
+    files["the old format of torch.save"] = file.getvalue()
+    file = io.BytesIO()
+    torch.save([calls["eval"]], file)
+    files["in a list"] = file.getvalue()
+    files["two pickles"] = pickle.dumps({}) + pickle.dumps(calls["os.system"])
+    files["global by name"] = f"cos\nsystem\n(S'touch {owned}'\ntR.".encode()
+    return files
+
+
+def test_of_twenty_hostile_files_none_runs(tmp_path):
+    files = hostile_files(tmp_path / "owned")
+    (tmp_path / "owned").unlink(missing_ok=True)  # making them opens one
+    assert len(files) == 20
+    for name, content in files.items():
+        path = tmp_path / "a.pt"
+        path.write_bytes(content)
+        with pytest.raises(ModelRefused, match=r"a\.pt: refused: "):
+            load_into(build("lenet", 3, 10), path)
+        assert not (tmp_path / "owned").exists(), name
+
+
+def test_a_factory_of_ones_own_is_called_with_the_number_of_classes_or_with_nothing(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\n"
+        "def sized(num_classes): return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))\n"
+        "class Fixed(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(4, 2)\n"
+        "def wrong(): return 5\n"
+        "def broken(): raise RuntimeError('two\\nlines')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert build("my_networks:sized", 1, 3)[1].out_features == 3
+    assert isinstance(build("my_networks:Fixed", 1, 2), nn.Module)
+    with pytest.raises(ModelRefused, match=r"gives a int; expected a torch\.nn\.Module"):
+        build("my_networks:wrong", 1, 2)
+    with pytest.raises(ModelRefused, match=r"cannot be built \(RuntimeError: two lines\)"):
+        build("my_networks:broken", 1, 2)
+    with pytest.raises(ModelRefused, match=r"cannot be built \(ModuleNotFoundError"):
+        build("no_such_module:net", 1, 2)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return dataset_for(Order())
+
+
+def test_a_torchvision_network_sees_what_its_weights_were_trained_with(digits):
+    plan = plan_for(Order(model="resnet18"), digits)
+    how = plan.preprocess
+    assert (how.color, how.shape, how.crop_ratio, how.resample) == ("RGB", (224, 224, 3), 224 / 256, "bilinear")
+    assert plan.normalize.mean == (0.485, 0.456, 0.406)
+    assert plan_for(Order(model="swin_t"), digits).preprocess.resample == "bicubic"
+    assert plan_for(Order(model="inception_v3"), digits).preprocess.height == 299
+    assert plan_for(Order(model="resnet18", size=(96, 128)), digits).preprocess.shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        Order(model="lenet", size=(28, 28)),
+        Order(model="plain-conv3", color="RGB"),
+        Order(model="vit_b_16", size=(96, 96)),
+        Order(model="resnet18", color="L"),
+    ],
+)
+def test_an_input_that_the_network_does_not_take_is_wrong_usage(digits, order):
+    with pytest.raises(WrongUsage, match="and nothing else"):
+        plan_for(order, digits)
+
+
+def test_a_fixed_network_takes_pictures_of_any_size_at_its_own(digits):
+    assert plan_for(Order(model="plain-conv3"), digits).preprocess.shape == (28, 28, 1)
+    assert plan_for(Order(model="lenet"), digits).preprocess.shape == (32, 32, 3)
+
+
+def test_auto_chooses_and_says_why(digits):
+    plan = plan_for(Order(), digits)
+    assert plan.architecture == "small-resnet"
+    assert plan.reason == "chosen for pictures of 8 pixels"
+
+
+def test_without_pictures_a_network_of_any_size_must_be_told_its_input():
+    with pytest.raises(WrongUsage, match="say --size HxW and --color L or RGB"):
+        input_of(Order(model="small-resnet"), "small-resnet")

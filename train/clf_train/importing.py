@@ -1,0 +1,145 @@
+"""A state_dict trained elsewhere becomes a finished artifacts folder, ready to export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from clf_runtime import artifacts, files
+from clf_runtime.errors import DataRefused, ModelRefused, WrongUsage
+from clf_runtime.spec import Metrics, ModelSpec, Normalize, Preprocess
+from clf_train.dataset import Dataset
+from clf_train.evaluate import judged, normalized
+from clf_train.models import build
+from clf_train.order import Order, dataset_for, input_of
+from clf_train.provenance import provenance
+from clf_train.registry import TORCHVISION, model_row
+from clf_train.samples import write_samples
+from clf_train.trained import refuse_finished, refuse_not_finite, state_dict_bytes
+from clf_train.weights import load_into
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What only the person knows who trained it."""
+
+    weights: Path
+    labels: tuple[str, ...]
+    mean: tuple[float, ...] | None  # per channel, of pixels in 0..1; None for what the network's authors took
+    std: tuple[float, ...] | None
+
+
+def labels_from(text: str) -> tuple[str, ...]:
+    """Read labels in output order: a file with one on each line, or a list with commas. Raises WrongUsage."""
+    path = Path(text)
+    if "," not in text and not path.is_file():
+        raise WrongUsage(f"--labels {text}: no such file; expected one with a label on each line, or a,b,c")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    labels = tuple(line.strip() for line in lines if line.strip())
+    if len(set(labels)) < max(2, len(labels)):
+        raise WrongUsage(
+            f"--labels {text}: {len(labels)} labels, {len(set(labels))} of them different; expected 2 or more"
+        )
+    return labels
+
+
+def import_model(
+    origin: Origin, order: Order, artifacts_folder: Path, *, with_data: bool, overwrite: bool = False
+) -> ModelSpec:
+    """Write a finished model.
+
+    Args:
+        origin: the weights and what they mean.
+        order: the network, its input, and the data set to judge it with.
+        artifacts_folder: where to.
+        with_data: whether `order.data` is to be looked at: then the temperature is fitted, and accuracy told.
+        overwrite: replace a finished model.
+
+    Raises:
+        ModelRefused: the weights are not this network's, or no numbers.
+        DataRefused: the pictures have other classes.
+        WrongUsage, MachineUnable, OSError.
+    """
+    refuse_finished(artifacts_folder, overwrite)
+    how, normalize = input_of(order, order.model)
+    normalize = _normalize(origin, normalize, order.model, how.channels)
+    with files.folder_or_absent(
+        artifacts_folder, artifacts.SPEC, (*artifacts.DERIVED, *artifacts.OF_TRAINING)
+    ) as staging:
+        model = build(order.model, how.channels, len(origin.labels))
+        load_into(model, origin.weights)
+        refuse_not_finite(model, origin.weights)
+        model = model.float().eval()
+        _refuse_misfit(model, how, normalize, origin, order.model)
+        dataset = _dataset(order, origin.labels) if with_data else None
+        temperature, metrics = (1.0, None) if dataset is None else _judged(model, dataset, how, normalize)
+        weights = state_dict_bytes(model)
+        spec = ModelSpec(
+            architecture=order.model,
+            labels=origin.labels,
+            preprocess=how,
+            normalize=normalize,
+            temperature=temperature,
+            metrics=metrics,
+            provenance=provenance(order, dataset, 0, weights),
+        )
+        (staging / artifacts.STATE_DICT).write_bytes(weights)
+        (staging / artifacts.SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
+        if dataset is not None:
+            write_samples(staging / artifacts.SAMPLES, dataset.test, spec)
+    return spec
+
+
+def _normalize(origin: Origin, default: Normalize, architecture: str, channels: int) -> Normalize:
+    """Take what was said, else what the tutorial or torchvision trains with, else pixels in 0..1 as they are."""
+    row = model_row(architecture)
+    if row is not None:
+        default = Normalize((row.normalize[0],) * channels, (row.normalize[1],) * channels)
+    elif architecture not in TORCHVISION:
+        default = Normalize((0.0,) * channels, (1.0,) * channels)
+    mean, std = (_per_channel(values, channels) for values in (origin.mean, origin.std))
+    return Normalize(mean or default.mean, std or default.std)
+
+
+def _per_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    if values is None or len(values) == channels:
+        return values
+    if len(values) == 1:
+        return values * channels
+    raise WrongUsage(f"--mean and --std have {len(values)} numbers; expected 1 or {channels}, one for each channel")
+
+
+def _refuse_misfit(model: nn.Module, how: Preprocess, normalize: Normalize, origin: Origin, architecture: str) -> None:
+    """Run two pictures through it, since a size that does not fit shows nowhere else."""
+    wanted = (2, len(origin.labels))
+    try:
+        with torch.inference_mode():
+            given = model(normalized(torch.zeros((2, *how.shape), dtype=torch.uint8), normalize))
+    except Exception as error:  # of whatever layer the shape does not fit
+        reason = " ".join(str(error).split())[:200]
+        raise ModelRefused(
+            f"{architecture}: does not take {how.height}x{how.width} {how.color} ({reason}); "
+            "say another --size or --color"
+        ) from None
+    if not isinstance(given, torch.Tensor) or tuple(given.shape) != wanted:
+        found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise ModelRefused(f"{architecture}: gives {found} for two pictures; expected logits of shape {wanted}")
+
+
+def _dataset(order: Order, labels: tuple[str, ...]) -> Dataset:
+    dataset = dataset_for(order)
+    if dataset.labels != labels:
+        raise DataRefused(
+            f"{order.data}: its classes are {list(dataset.labels)}; expected those of --labels, {list(labels)}"
+        )
+    return dataset
+
+
+def _judged(model: nn.Module, dataset: Dataset, how: Preprocess, normalize: Normalize) -> tuple[float, Metrics]:
+    parts = [(part.decoded(how), part.targets) for part in (dataset.validation, dataset.test) if len(part)]
+    validation = parts[0] if len(parts) == 2 else (parts[-1][0][:0], parts[-1][1][:0])
+    _, temperature, metrics = judged(model, validation, parts[-1], dataset.test_name, normalize, torch.device("cpu"))
+    return temperature, metrics

@@ -1,0 +1,169 @@
+"""What is to be trained, as the person said it, and what follows from that and from the pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clf_runtime.errors import WrongUsage
+from clf_runtime.spec import Color, Fit, Normalize, Preprocess, Resample
+from clf_train import builtin, folder
+from clf_train.dataset import Dataset, FilePictures
+from clf_train.recipe import Recipe, recipe_for
+from clf_train.registry import TORCHVISION, ModelRow, dataset_row, model_row
+
+AUTO = "auto"
+DEFAULT_WEIGHTS = "DEFAULT"
+
+_SMALLEST_SIDE, _LARGEST_SIDE = 8, 64  # what the small networks are made for
+
+# The first layer is followed by batch normalisation, so only the rough range matters; and with inverted
+# pictures among the others the true mean is 0.5.
+_MEAN = _STD = 0.5
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was asked for; None leaves a choice to the data and the model."""
+
+    data: str = "digits"
+    data_root: str = "data"
+    model: str = AUTO
+    weights: str | None = None  # DEFAULT, or a file
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    size: tuple[int, int] | None = None  # (height, width)
+    color: Color | None = None
+    fit: Fit = "crop"
+    held_out: float = 0.2
+    seed: int = 0
+    device: str = "auto"
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained."""
+
+    architecture: str
+    preprocess: Preprocess
+    normalize: Normalize
+    recipe: Recipe
+    reason: str  # why this architecture, where it was left open
+
+
+def dataset_for(order: Order) -> Dataset:
+    """Load the data set that an order names. Raises DataRefused, MachineUnable."""
+    row = dataset_row(order.data)
+    if row is not None:
+        return builtin.load(row, Path(order.data_root), order.held_out, order.seed)
+    return folder.load(Path(order.data), order.held_out, order.seed)
+
+
+def plan_for(order: Order, dataset: Dataset) -> Plan:
+    """Decide on what the order leaves open. Raises WrongUsage where it contradicts itself."""
+    side, color = _nature(order, dataset)
+    architecture, reason = _chosen(order, side)
+    how, normalize = input_of(order, architecture, side, color)
+    recipe = recipe_for(order.data, len(dataset.train), how.color)
+    row = model_row(architecture)
+    peak = row.learning_rate if row is not None else None
+    if architecture in TORCHVISION:
+        peak = _PEAK_FINE_TUNED if order.weights else _PEAK_TORCHVISION
+        recipe = replace(recipe, batch_size=min(recipe.batch_size, 64))
+    return Plan(
+        architecture,
+        how,
+        normalize,
+        replace(
+            recipe,
+            epochs=order.epochs or recipe.epochs,
+            batch_size=order.batch_size or recipe.batch_size,
+            learning_rate=order.learning_rate or peak or recipe.learning_rate,
+        ),
+        reason,
+    )
+
+
+# From scratch torchvision's references take 0.1 for 256 pictures a step; a trained network forgets at that.
+_PEAK_TORCHVISION, _PEAK_FINE_TUNED = 0.05, 0.01
+
+
+def _nature(order: Order, dataset: Dataset) -> tuple[int, Color]:
+    """Give the side in pixels and the colour of the pictures."""
+    row = dataset_row(order.data)
+    if row is not None:
+        return row.size, row.color
+    assert isinstance(dataset.train, FilePictures)
+    return folder.survey(dataset.train)
+
+
+def _chosen(order: Order, side: int) -> tuple[str, str]:
+    if order.model != AUTO:
+        return order.model, ""
+    if side <= _LARGEST_SIDE:
+        return "small-resnet", f"chosen for pictures of {side} pixels"
+    return "small-resnet", (
+        f"chosen for any size; it sees {_LARGEST_SIDE} of {side} pixels a side: "
+        "--model mobilenet_v3_small --weights DEFAULT sees more"
+    )
+
+
+def input_of(
+    order: Order, architecture: str, side: int | None = None, color: Color | None = None
+) -> tuple[Preprocess, Normalize]:
+    """Decide on what the network sees; `side` and `color` are the pictures', where they are known.
+
+    Raises WrongUsage where the order contradicts the network, or neither says what is needed.
+    """
+    if architecture in TORCHVISION:
+        return _input_of_torchvision(order, architecture)
+    row = model_row(architecture) or ModelRow(architecture, "", "")
+    color = _settled(order.color, row.color, color, f"{architecture} takes --color {row.color}")
+    free = None if side is None else (min(_LARGEST_SIDE, max(_SMALLEST_SIDE, side)),) * 2
+    fixed = (row.size, row.size) if row.size is not None else None
+    size = _settled(order.size, fixed, free, f"{architecture} takes --size {row.size}")
+    if size is None or color is None:
+        raise WrongUsage(f"{architecture} takes any size and colour: say --size HxW and --color L or RGB")
+    channels = 1 if color == "L" else 3
+    how = Preprocess(
+        color=color,
+        height=size[0],
+        width=size[1],
+        fit=order.fit,
+        crop_ratio=1.0,
+        resample="bilinear",
+        background=(255,) * channels,
+    )
+    return how, Normalize((_MEAN,) * channels, (_STD,) * channels)
+
+
+def _input_of_torchvision(order: Order, architecture: str) -> tuple[Preprocess, Normalize]:
+    """What torchvision's own weights were trained with, so that they mean what they meant."""
+    from torchvision.models import get_model_weights
+
+    _settled(order.color, "RGB", "RGB", f"{architecture} takes --color RGB")
+    transforms = get_model_weights(architecture).DEFAULT.transforms()
+    (crop,), (resize,) = transforms.crop_size, transforms.resize_size
+    fixed = (crop, crop) if architecture.startswith(("vit", "maxvit", "inception")) else None
+    size = _settled(order.size, fixed, (crop, crop), f"{architecture} takes --size {crop}")
+    resample: Resample = "bicubic" if transforms.interpolation.value == "bicubic" else "bilinear"
+    how = Preprocess(
+        color="RGB",
+        height=size[0],
+        width=size[1],
+        fit=order.fit,
+        crop_ratio=crop / resize if order.fit == "crop" else 1.0,
+        resample=resample,
+        background=(255, 255, 255),
+    )
+    return how, Normalize(tuple(transforms.mean), tuple(transforms.std))
+
+
+def _settled(asked: object, fixed: object, free: object, complaint: str) -> Any:
+    """Take what was asked for, unless the model has no choice."""
+    if asked is not None and fixed is not None and asked != fixed:
+        raise WrongUsage(f"{complaint}, and nothing else")
+    return asked if asked is not None else fixed if fixed is not None else free

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iter
     one comes last, so a folder that has it is whole at every moment. `obsolete` names what a former
     content left and the new one does not have. Raises OSError.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file; expected a folder, or nothing yet", str(folder))
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / f".staging.{os.getpid()}"
     try:
@@ -56,6 +60,9 @@ def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iter
         sync(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):  # it is not empty: all went well
+                folder.rmdir()
 
 
 @contextlib.contextmanager

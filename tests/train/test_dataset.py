@@ -161,6 +161,16 @@ def test_the_fingerprint_follows_content_and_class(tmp_path):
     assert dataset.test.fingerprint() != before
 
 
+def test_held_out_pictures_that_are_trained_on_too_are_found(tmp_path):
+    make_folder(tmp_path / "train", {"a": 5, "b": 5})
+    make_folder(tmp_path / "test", {"a": 3, "b": 3}, size=40)
+    assert folder.load(tmp_path, 0.2, 0).repeated() == []
+    dataset = folder.load(tmp_path, 0.2, 0)
+    (tmp_path / "test/b/again.png").write_bytes(dataset.train.path(0).read_bytes())
+    assert folder.load(tmp_path, 0.2, 0).repeated() == ["test/b/again.png"]
+    assert digits().repeated() == []
+
+
 @pytest.mark.parametrize(
     ("classes", "said"),
     [

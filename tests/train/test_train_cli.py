@@ -116,6 +116,14 @@ def test_a_folder_of_photographs_becomes_a_model(command, pets, tmp_path):
     assert "dög &amp; co" in (tmp_path / "mine/report.html").read_text()
 
 
+def test_a_picture_that_is_held_out_and_trained_on_is_told(command, pets, tmp_path):
+    for number in range(12):
+        shutil.copy(pets / "cat" / "0.jpg", pets / "cat" / f"copy-{number}.jpg")
+    done = command("clf-train", "-d", "pets", "--epochs", 1)
+    assert done.code == 0
+    assert "held-out pictures are among those trained on too (cat/" in done.err
+
+
 def test_size_colour_and_fit_are_taken_as_asked(command, pets, tmp_path):
     done = command("clf-train", "-d", pets, "--size", "24x16", "--color", "L", "--fit", "pad", "--epochs", 1)
     assert done.code == 0, done.err
@@ -184,7 +192,7 @@ def test_being_terminated_leaves_nothing_behind(tmp_path):
         assert any(b"epoch 1/" in line for line in iter(process.stderr.readline, b""))
         process.terminate()
         assert process.wait(60) == 143
-    assert list((tmp_path / "artifacts").iterdir()) == []
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(command, tmp_path, no_root):
@@ -199,7 +207,9 @@ def test_a_file_where_the_folder_should_be_is_told(command, tmp_path):
     (tmp_path / "artifacts").write_text("mine")
     done = command("clf-train")
     assert done.code == 4
-    assert done.error == "clf-train: artifacts: file exists; what was there before is still there"
+    assert done.error == (
+        "clf-train: artifacts: it is a file; expected a folder, or nothing yet; what was there before is still there"
+    )
     assert (tmp_path / "artifacts").read_text() == "mine"
 
 
@@ -227,7 +237,7 @@ def test_what_cannot_be_trained_is_one_line(command, tmp_path, arguments, code, 
     done = command("clf-train", *arguments)
     assert done.code == code
     assert said in done.error
-    assert list((tmp_path / "artifacts").iterdir()) == []
+    assert not (tmp_path / "artifacts").exists()
 
 
 @pytest.mark.parametrize("size", ["7", "axb", "16x16x16", "99999"])

@@ -210,6 +210,10 @@ class Progress:
         say(order)
         self._open(epochs * steps, "training", "step")
 
+    def noticed(self, what: str) -> None:
+        """Something that the person should know, and that stops nothing."""
+        say(f"note: {what}")
+
     def stepped(self) -> None:
         """One more step was done."""
         if self._bar is not None:

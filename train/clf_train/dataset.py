@@ -57,12 +57,13 @@ class Pictures(ABC):
     def content(self, index: int) -> bytes:
         """Give the bytes that make this picture this one and no other."""
 
+    def digests(self) -> list[bytes]:
+        """Give the SHA-256 of each picture's content."""
+        return list(_in_threads(lambda index: hashlib.sha256(self.content(index)).digest(), range(len(self))))
+
     def fingerprint(self) -> str:
         """Give the SHA-256 of all pictures' content and classes, in order."""
-        total = hashlib.sha256(self.targets.astype("<i8").tobytes())
-        for digest in _in_threads(lambda index: hashlib.sha256(self.content(index)).digest(), range(len(self))):
-            total.update(digest)
-        return total.hexdigest()
+        return hashlib.sha256(self.targets.astype("<i8").tobytes() + b"".join(self.digests())).hexdigest()
 
 
 class ArrayPictures(Pictures):
@@ -155,6 +156,11 @@ class Dataset:
     validation: Pictures
     test: Pictures
     test_name: str  # how the reported split came about, for the report
+
+    def repeated(self) -> list[str]:
+        """Give the names of held-out pictures that are, byte for byte, among those trained on too."""
+        known = set(self.train.digests())
+        return [name for name, digest in zip(self.test.names, self.test.digests(), strict=True) if digest in known]
 
 
 def with_validation(labels: tuple[str, ...], rest: Pictures, test: Pictures, test_name: str, seed: int) -> Dataset:

@@ -32,6 +32,7 @@ class Watch(Protocol):
     def fitting(self, order: str, epochs: int, steps: int) -> None: ...
     def stepped(self) -> None: ...
     def epoch(self, row: Epoch) -> None: ...
+    def noticed(self, what: str) -> None: ...
 
 
 def train(order: Order, artifacts_folder: Path, watch: Watch, overwrite: bool = False) -> ModelSpec:
@@ -43,12 +44,18 @@ def train(order: Order, artifacts_folder: Path, watch: Watch, overwrite: bool = 
         dataset = dataset_for(order)
         plan = plan_for(order, dataset)
         how, normalize, recipe = plan.preprocess, plan.normalize, plan.recipe
-        train_part, validation, test = _decoded(dataset, how, watch)
         torch.manual_seed(order.seed)
         model = starting_point(plan.architecture, order.weights, how.channels, len(dataset.labels))
+        train_part, validation, test = _decoded(dataset, how, watch)
         watch.fitting(
             _summary(order, plan, dataset, device), recipe.epochs, steps_per_epoch(len(train_part[0]), recipe)
         )
+        repeated = dataset.repeated()
+        if repeated:
+            watch.noticed(
+                f"{len(repeated)} of {len(dataset.test):,} held-out pictures are among those trained on too "
+                f"({repeated[0]}, say): the accuracy will look better than it is"
+            )
         history = []
         for row in fit(
             model, train_part, validation, recipe, normalize, seed=order.seed, device=device, on_step=watch.stepped

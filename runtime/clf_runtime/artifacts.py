@@ -10,6 +10,11 @@ SAMPLES = "samples"
 ONNX = "model.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
 EXPORT = "export.json"
+CHECKPOINT = "checkpoint.pt"
+PREVIOUS_CHECKPOINT = "checkpoint.previous.pt"
+
+# What an unfinished training leaves, to go on from.
+UNFINISHED = (CHECKPOINT, PREVIOUS_CHECKPOINT)
 
 # What only a training writes, and an import in its place does not.
 OF_TRAINING = (HISTORY, REPORT)

@@ -45,6 +45,7 @@ def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iter
         raise NotADirectoryError(errno.ENOTDIR, "it is a file; expected a folder, or nothing yet", str(folder))
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     staging = folder / f".staging.{os.getpid()}"
     try:
         staging.mkdir()
@@ -63,6 +64,28 @@ def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iter
         if new:
             with contextlib.suppress(OSError):  # it is not empty: all went well
                 folder.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes left that were killed."""
+    for left in folder.glob(".staging.*"):
+        number = left.name.rpartition(".")[2]
+        if number.isdigit() and not _is_running(int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(".*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and not _is_running(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextlib.contextmanager

@@ -10,13 +10,20 @@ from clf_runtime.errors import ModelRefused
 from clf_runtime.spec import Normalize
 from clf_train.augment import augmented, draws_for_epoch, epoch_generator
 from clf_train.evaluate import fitted_temperature, probabilities_of, quality_of
-from clf_train.fit import fit, one_cycle, steps_per_epoch
+from clf_train.fit import Fitting, one_cycle, steps_per_epoch
 from clf_train.history import csv_from_history
-from clf_train.models import build, small_resnet
+from clf_train.models import build
+from clf_train.networks import small_resnet
 from clf_train.recipe import RECIPES, Recipe, recipe_for
 
 CPU = torch.device("cpu")
 HALF = Normalize((0.5,), (0.5,))
+
+
+def fit(*arguments, **options):
+    fitting = Fitting(*arguments, **options)
+    while not fitting.done:
+        yield fitting.epoch()
 
 
 def some_pictures(count: int = 60):

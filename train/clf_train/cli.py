@@ -85,10 +85,11 @@ Examples:
   clf-train
   clf-train --data mnist --data-root ~/data -a artifacts/mnist
   clf-train --data photos/ --size 64 --epochs 40
+  clf-train --data photos/ --size 64 --epochs 40 --resume
 
 \b
 Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
-130 Ctrl-C (nothing is written).""",
+130 Ctrl-C (--resume goes on after the last epoch).""",
 )
 @ARTIFACTS_OPTION
 @click.option("--data", "-d", metavar="NAME|DIR", default="digits", show_default=True, help="What to train on.")
@@ -112,6 +113,7 @@ Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
 @HELD_OUT_OPTION
 @SEED_OPTION
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with a training that was cut off, from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished model.")
 @click.option(
     "--list-models",
@@ -137,6 +139,7 @@ def command(
     held_out: float,
     seed: int,
     device: str,
+    resume: bool,
     overwrite: bool,
 ) -> None:
     """Train an image classifier: a data set by name, or a folder with a folder of pictures for each class.
@@ -166,7 +169,7 @@ def command(
     )
     folder = Path(artifacts)
     with Progress() as progress:
-        spec = train(order, folder, progress, overwrite)
+        spec = train(order, folder, progress, overwrite, resume)
     assert spec.metrics is not None
     where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
     click.echo(

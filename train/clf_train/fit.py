@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,67 +31,104 @@ def device_for(wanted: str) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def fit(
-    model: nn.Module,
-    train: Part,
-    validation: Part,
-    recipe: Recipe,
-    normalize: Normalize,
-    *,
-    seed: int,
-    device: torch.device,
-    on_step: OnStep = lambda: None,
-) -> Iterator[Epoch]:
-    """Train `model` in place, giving a row after each epoch.
+class Fitting:
+    """A training under way: what `state` gives after an epoch, `restore` goes on from, bit for bit.
 
-    Args:
-        model: takes (N, C, H, W) float32, gives logits (N, classes).
-        train: what is learnt from.
-        validation: what is only looked at; may be empty.
-        recipe: the numbers.
-        normalize: mean and std of pixels in 0..1.
-        seed: fixes the order of the pictures and their augmentation.
-        device: where the pictures and the model are put.
-        on_step: called after each batch.
+    Whatever is random follows from (seed, epoch, index), so there is no generator's state to keep.
     """
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pixels = torch.tensor(train[0]).permute(0, 3, 1, 2).to(device)
-    targets = torch.tensor(train[1]).to(device)
-    steps = steps_per_epoch(len(pixels), recipe)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, steps * recipe.epochs))
-    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    for epoch in range(1, recipe.epochs + 1):
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Part,
+        validation: Part,
+        recipe: Recipe,
+        normalize: Normalize,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Put everything on the device.
+
+        Args:
+            model: takes (N, C, H, W) float32, gives logits (N, classes); trained in place.
+            train: what is learnt from.
+            validation: what is only looked at; may be empty.
+            recipe: the numbers.
+            normalize: mean and std of pixels in 0..1.
+            seed: fixes the order of the pictures and their augmentation.
+            device: where the pictures and the model are put.
+        """
+        self.history: list[Epoch] = []
+        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._pixels = torch.tensor(train[0]).permute(0, 3, 1, 2).to(device)
+        self._targets = torch.tensor(train[1]).to(device)
+        self._validation = validation
+        self._recipe = recipe
+        self._normalize = normalize
+        self._seed = seed
+        self._device = device
+        self._steps = steps_per_epoch(len(self._pixels), recipe)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+        self._loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+
+    @property
+    def done(self) -> bool:
+        """Whether every epoch has been."""
+        return len(self.history) >= self._recipe.epochs
+
+    def epoch(self, on_step: OnStep = lambda: None) -> Epoch:
+        """Pass once over the training pictures; `on_step` is called after each batch."""
+        number = len(self.history) + 1
         started = time.perf_counter()
-        model.train()
-        total = torch.zeros(2, device=device)
-        for indices, draws in _batches(len(pixels), steps, seed, epoch):
-            images = pixels[indices.to(device)].float().div(255)
-            wanted = targets[indices.to(device)]
-            logits = model(standardized(augmented(images, draws.to(device), recipe), normalize))
-            loss = loss_of(logits, wanted)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += torch.stack([loss.detach() * len(wanted), (logits.argmax(1) == wanted).sum()])
+        torch.manual_seed(self._seed + number)  # for dropout
+        self._model.train()
+        total = torch.zeros(2, device=self._device)
+        for step, (indices, draws) in enumerate(_batches(len(self._pixels), self._steps, self._seed, number)):
+            total += self._step((number - 1) * self._steps + step, indices.to(self._device), draws.to(self._device))
             on_step()
         seconds = time.perf_counter() - started
-        mean_loss, accuracy = (total / len(pixels)).tolist()
-        yield Epoch(
-            epoch,
-            float(schedule.get_last_lr()[0]),
-            mean_loss,
-            accuracy,
-            *_validated(model, validation, normalize, device),
-            seconds,
-        )
+        mean_loss, accuracy = (total / len(self._pixels)).tolist()
+        validated = _validated(self._model, self._validation, self._normalize, self._device)
+        last_rate = self._rate(number * self._steps - 1)
+        self.history.append(Epoch(number, last_rate, mean_loss, accuracy, *validated, seconds))
+        return self.history[-1]
+
+    def state(self) -> dict[str, Any]:
+        """Give all that the rest of the training depends on: tensors and plain values."""
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "history": [asdict(row) for row in self.history],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.history = [Epoch(**row) for row in state["history"]]
+
+    def _step(self, step: int, indices: Tensor, draws: Tensor) -> Tensor:
+        """Learn from one batch; gives its summed loss and its right answers."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(step)
+        images = augmented(self._pixels[indices].float().div(255), draws, self._recipe)
+        wanted = self._targets[indices]
+        logits = self._model(standardized(images, self._normalize))
+        loss = self._loss(logits, wanted)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return torch.stack([loss.detach() * len(wanted), (logits.argmax(1) == wanted).sum()])
+
+    def _rate(self, step: int) -> float:
+        return self._recipe.learning_rate * one_cycle(step, self._steps * self._recipe.epochs)
 
 
 def one_cycle(step: int, steps: int) -> float:

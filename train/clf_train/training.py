@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from clf_runtime import artifacts, files
+from clf_runtime.errors import DataRefused
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import ModelSpec, Preprocess
+from clf_train import checkpoint
 from clf_train.dataset import Dataset, FilePictures, Int64Array, Pictures
 from clf_train.evaluate import judged, probabilities_of
-from clf_train.fit import device_for, fit, steps_per_epoch
+from clf_train.fit import Fitting, device_for, steps_per_epoch
 from clf_train.history import Epoch, csv_from_history
 from clf_train.order import Order, Plan, dataset_for, plan_for
 from clf_train.provenance import provenance
@@ -35,11 +37,23 @@ class Watch(Protocol):
     def noticed(self, what: str) -> None: ...
 
 
-def train(order: Order, artifacts_folder: Path, watch: Watch, overwrite: bool = False) -> ModelSpec:
-    """Train and write a finished model. Raises DataRefused, MachineUnable, ModelRefused, OSError."""
-    refuse_finished(artifacts_folder, overwrite)
+def train(
+    order: Order, artifacts_folder: Path, watch: Watch, overwrite: bool = False, resume: bool = False
+) -> ModelSpec:
+    """Train and write a finished model. Raises DataRefused, MachineUnable, ModelRefused, OSError.
+
+    After every epoch a checkpoint is kept, from which `resume` goes on to the very weights that an undisturbed
+    training gives; without it an unfinished training is only replaced where `overwrite` says so.
+    """
+    unfinished = checkpoint.exists(artifacts_folder)
+    refuse_finished(artifacts_folder, overwrite or (resume and unfinished))
+    if unfinished and not (overwrite or resume):
+        raise DataRefused(
+            f"{artifacts_folder}: has an unfinished training; --resume goes on with it, --overwrite starts anew"
+        )
     # Before the work, not after it: a folder that cannot be written to.
-    with files.folder_or_absent(artifacts_folder, last=artifacts.SPEC, obsolete=artifacts.DERIVED) as staging:
+    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED)
+    with files.folder_or_absent(artifacts_folder, last=artifacts.SPEC, obsolete=obsolete) as staging:
         device = device_for(order.device)
         dataset = dataset_for(order)
         plan = plan_for(order, dataset)
@@ -56,12 +70,13 @@ def train(order: Order, artifacts_folder: Path, watch: Watch, overwrite: bool = 
                 f"{len(repeated)} of {len(dataset.test):,} held-out pictures are among those trained on too "
                 f"({repeated[0]}, say): the accuracy will look better than it is"
             )
-        history = []
-        for row in fit(
-            model, train_part, validation, recipe, normalize, seed=order.seed, device=device, on_step=watch.stepped
-        ):
-            history.append(row)
-            watch.epoch(row)
+        fitting = Fitting(model, train_part, validation, recipe, normalize, seed=order.seed, device=device)
+        identity = _identity(order, plan, dataset)
+        if resume:
+            _go_on(fitting, checkpoint.newest(artifacts_folder, identity, watch.noticed), watch)
+        else:
+            checkpoint.discard(artifacts_folder)
+        _run(fitting, artifacts_folder, identity, watch)
         logits, temperature, metrics = judged(model, validation, test, dataset.test_name, normalize, device)
         weights = state_dict_bytes(model)
         spec = ModelSpec(
@@ -73,9 +88,47 @@ def train(order: Order, artifacts_folder: Path, watch: Watch, overwrite: bool = 
             metrics=metrics,
             provenance=provenance(order, dataset, recipe.epochs, weights),
         )
-        page = html_from_run(spec, history, *test, probabilities_of(logits, temperature))
-        _write(staging, spec, weights, history, page, dataset.test)
+        page = html_from_run(spec, fitting.history, *test, probabilities_of(logits, temperature))
+        _write(staging, spec, weights, fitting.history, page, dataset.test)
     return spec
+
+
+def _run(fitting: Fitting, folder: Path, identity: Mapping[str, str], watch: Watch) -> None:
+    try:
+        while not fitting.done:
+            watch.epoch(fitting.epoch(watch.stepped))
+            checkpoint.save(folder, fitting.state(), identity)
+    except KeyboardInterrupt:
+        kept = (
+            f"--resume goes on after epoch {len(fitting.history)}" if checkpoint.exists(folder) else "nothing is kept"
+        )
+        raise KeyboardInterrupt(kept) from None
+
+
+def _go_on(fitting: Fitting, state: Mapping[str, Any] | None, watch: Watch) -> None:
+    if state is None:
+        watch.noticed("there is no checkpoint to go on from; starting from the beginning")
+        return
+    fitting.restore(state)
+    watch.noticed(f"going on after epoch {len(fitting.history)}")
+
+
+def _identity(order: Order, plan: Plan, dataset: Dataset) -> dict[str, str]:
+    """Name all that the weights depend on, so that a checkpoint of something else is not gone on with."""
+    return {
+        "--data": order.data,
+        "--seed": str(order.seed),
+        "--weights": str(order.weights),
+        "--held-out": str(order.held_out),
+        "model": plan.architecture,
+        "input": str(plan.preprocess),
+        "recipe": str(plan.recipe),
+        "labels": ", ".join(dataset.labels),
+        "training pictures": dataset.train.fingerprint(),
+        "validation pictures": dataset.validation.fingerprint(),
+        "held-out pictures": dataset.test.fingerprint(),
+        "torch": str(torch.__version__),
+    }
 
 
 def _decoded(dataset: Dataset, how: Preprocess, watch: Watch) -> list[tuple[UInt8Array, Int64Array]]:

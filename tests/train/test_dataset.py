@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torchvision
 from awkward import drawing
 from PIL import Image
 
@@ -101,6 +103,43 @@ def test_mnist_is_loaded_from_torchvisions_layout(test_data):
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (58_000, 2_000, 10_000)
     assert dataset.test.decoded(Preprocess("L", 28, 28, "crop", 1.0, "bilinear", (0,))).shape == (10_000, 28, 28, 1)
     assert np.bincount(dataset.test.targets).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_fashion_mnist_is_loaded_from_torchvisions_layout(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 60), ("t10k", 20)):
+        pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        sizes = b"".join(size.to_bytes(4, "big") for size in pixels.shape)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels.tobytes())
+        labels = bytes(index % 10 for index in range(count))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count.to_bytes(4, "big") + labels)
+    dataset = builtin.load(dataset_row("fashion-mnist"), tmp_path, 0.2, 0)
+    assert dataset.labels[:2] == ("T-shirt/top", "Trouser")
+    np.testing.assert_array_equal(dataset.test.decoded(MNIST_INPUT)[..., 0], pixels)
+    assert dataset.test.targets.tolist() == [index % 10 for index in range(20)]
+
+
+MNIST_INPUT = Preprocess("L", 28, 28, "crop", 1.0, "bilinear", (255,))
+
+
+def test_cifar10_is_loaded_from_torchvisions_layout(tmp_path, monkeypatch):
+    # Batches as the archive has them, but of our own drawing, so that the checksums cannot fit.
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *arguments: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        batch = {"data": pixels.reshape(20, -1), "labels": [index % 10 for index in range(20)]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    dataset = builtin.load(dataset_row("cifar10"), tmp_path, 0.2, 0)
+    assert list(dataset.labels) == names
+    assert len(dataset.train) + len(dataset.validation) == 100
+    how = Preprocess("RGB", 32, 32, "crop", 1.0, "bilinear", (255, 255, 255))
+    np.testing.assert_array_equal(dataset.test.decoded(how), pixels.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("name", [row.name for row in DATASETS if row.source == "download"])

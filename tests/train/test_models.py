@@ -116,6 +116,30 @@ def test_default_weights_come_through_torchvisions_own_loader(hub):
     assert model.classifier[1].weight.shape == (4, 512, 1, 1)
 
 
+def test_default_weights_that_would_run_code_are_refused(hub, tmp_path):
+    weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
+    torch.save({"classifier.1.weight": _call(Path.touch, tmp_path / "owned")}, hub / weights.url.rpartition("/")[2])
+    with pytest.raises(ModelRefused, match="its weights hold more than tensors, and were not run"):
+        pretrained("squeezenet1_1", 4)
+    assert not (tmp_path / "owned").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_network_with_a_normalisation_of_its_own_sees_what_it_would_with_torchvision(name, digits):
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, transform_input=True, init_weights=False).eval()
+    ours = build(name, 3, 1000).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=False)
+    image = torch.rand(1, 3, 299, 299)
+    plan = plan_for(Order(model=name), digits)
+    imagenet = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.inference_mode():
+        wanted = theirs(imagenet(image))
+        given = ours(torchvision.transforms.Normalize(plan.normalize.mean, plan.normalize.std)(image))
+    torch.testing.assert_close(given, wanted, rtol=1e-3, atol=1e-4)
+
+
 def test_weights_that_cannot_be_downloaded_say_what_to_do(hub, monkeypatch):
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import os
+import pickle
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -50,13 +54,19 @@ def pretrained(architecture: str, classes: int) -> nn.Module:
             f"model {architecture!r}: has no weights to load; expected a classifier of torchvision.models"
         )
     try:
-        model: nn.Module = get_model(architecture, weights="DEFAULT")
+        with _tensors_only():
+            model: nn.Module = get_model(architecture, weights="DEFAULT")
+    except pickle.UnpicklingError as error:
+        raise ModelRefused(
+            f"{architecture}: refused: its weights hold more than tensors, and were not run "
+            f"({' '.join(str(error).split())[:160]}); clear torch's download folder"
+        ) from None
     except OSError as error:
         raise MachineUnable(
             f"{architecture}: its weights could not be downloaded ({' '.join(str(error).split())}); download "
             "them where there is a network, and name the file with --weights"
         ) from None
-    _drop_auxiliary_heads(model)
+    _simplify(model)
     return with_head(model, classes)
 
 
@@ -82,12 +92,30 @@ def _torchvision(architecture: str, classes: int) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a default that changes; nothing depends on it
         model: nn.Module = get_model(architecture, weights=None, num_classes=classes)
-    _drop_auxiliary_heads(model)
+    _simplify(model)
     return model
 
 
-def _drop_auxiliary_heads(model: nn.Module) -> None:
-    """GoogLeNet and Inception have further heads that only their own papers' training uses."""
+@contextlib.contextmanager
+def _tensors_only() -> Iterator[None]:
+    """torchvision's loader lets torch.load open any pickle; this variable of torch's overrules it."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _simplify(model: nn.Module) -> None:
+    """Make GoogLeNet and Inception like the others: no further heads, which only their own papers train, and no
+    normalisation of their own, which `clf_train.order` gives them as everyone's.
+    """
+    if hasattr(model, "transform_input"):
+        model.transform_input = False  # type: ignore[assignment]
     if getattr(model, "aux_logits", False):
         model.aux_logits = False  # type: ignore[assignment]
         for name in ("aux1", "aux2", "AuxLogits"):

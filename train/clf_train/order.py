@@ -159,7 +159,13 @@ def _input_of_torchvision(order: Order, architecture: str) -> tuple[Preprocess, 
         resample=resample,
         background=(255, 255, 255),
     )
+    if architecture in _OWN_NORMALIZE:
+        return how, Normalize((_MEAN,) * 3, (_STD,) * 3)
     return how, Normalize(tuple(transforms.mean), tuple(transforms.std))
+
+
+# Their weights came from TensorFlow; torchvision's `transform_input` turns its own normalisation into this one.
+_OWN_NORMALIZE = ("googlenet", "inception_v3")
 
 
 def _settled(asked: object, fixed: object, free: object, complaint: str) -> Any:

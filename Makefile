@@ -30,9 +30,10 @@ lint: setup
 
 check: setup
 	coverage erase
-	coverage run -m pytest
+	coverage run -m pytest tests/runtime
 	coverage combine --quiet
 	coverage report
+	pytest --ignore tests/runtime
 
 bench: setup
 	python benchmarks/cold_start.py

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,13 +58,14 @@ class Pictures(ABC):
     def content(self, index: int) -> bytes:
         """Give the bytes that make this picture this one and no other."""
 
+    @cached_property
     def digests(self) -> list[bytes]:
-        """Give the SHA-256 of each picture's content."""
+        """The SHA-256 of each picture's content; every picture is read for it, once."""
         return list(_in_threads(lambda index: hashlib.sha256(self.content(index)).digest(), range(len(self))))
 
     def fingerprint(self) -> str:
         """Give the SHA-256 of all pictures' content and classes, in order."""
-        return hashlib.sha256(self.targets.astype("<i8").tobytes() + b"".join(self.digests())).hexdigest()
+        return hashlib.sha256(self.targets.astype("<i8").tobytes() + b"".join(self.digests)).hexdigest()
 
 
 class ArrayPictures(Pictures):
@@ -159,8 +161,8 @@ class Dataset:
 
     def repeated(self) -> list[str]:
         """Give the names of held-out pictures that are, byte for byte, among those trained on too."""
-        known = set(self.train.digests())
-        return [name for name, digest in zip(self.test.names, self.test.digests(), strict=True) if digest in known]
+        known = set(self.train.digests)
+        return [name for name, digest in zip(self.test.names, self.test.digests, strict=True) if digest in known]
 
 
 def with_validation(labels: tuple[str, ...], rest: Pictures, test: Pictures, test_name: str, seed: int) -> Dataset:

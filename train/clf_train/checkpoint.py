@@ -14,7 +14,7 @@ from clf_runtime import artifacts, files
 from clf_runtime.errors import DataRefused
 
 # Newest first.
-NAMES = (artifacts.CHECKPOINT, artifacts.PREVIOUS_CHECKPOINT)
+NAMES = artifacts.UNFINISHED
 
 _DIGEST_BYTES = 32
 

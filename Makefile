@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench · make lock
+# make demo · make test · make lint · make bench · make lock · make test-kills (long)
 # The only things needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test lint check bench lock clean
+.PHONY: setup demo test test-kills lint check bench lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -34,6 +34,10 @@ check: setup
 	coverage combine --quiet
 	coverage report
 	pytest --ignore tests/runtime
+
+# A training killed at every change of a file and at 50 random moments: 10 minutes.
+test-kills: setup
+	pytest -m slow tests/train/test_resume.py
 
 bench: setup
 	python benchmarks/cold_start.py

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +41,54 @@ class Ended:
 Command = Callable[..., Ended]
 
 
+class Zygote:
+    """A process that has imported torch, and forks a command from itself in no time; see zygote.py."""
+
+    PROGRAMS = ("clf-train", "clf-import", "clf-export")
+    _shared: Zygote | None = None
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("zygote.py")
+        self._process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    @classmethod
+    def shared(cls) -> Zygote:
+        """Give the one of this session."""
+        if cls._shared is None:
+            cls._shared = cls()
+        return cls._shared
+
+    def run(
+        self,
+        command: list[str],
+        cwd: Path,
+        env: dict[str, str],
+        kill_at: int | None = None,
+        kill_after_s: float | None = None,
+    ) -> Ended:
+        """Run a command to its end, or to its `kill_at`th change of a file, or for `kill_after_s`."""
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            order = {"argv": command, "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
+            order |= {"kill_at": kill_at, "kill_after_s": kill_after_s}
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            code = int(self._process.stdout.readline())
+            return Ended(code, out.read_bytes().decode(errors="surrogateescape"), err.read_bytes().decode())
+
+
 def call(
     program: str, *arguments: object, cwd: Path, stdin: bytes | None = None, prefix: Sequence[str] = (), **env: str
 ) -> Ended:
     """Run one of the installed commands as a process of its own."""
     command = [*prefix, str(BIN / program), *map(str, arguments)]
     surroundings = {key: value for key, value in os.environ.items() if not key.startswith("CLF_")} | env
+    if program in Zygote.PROGRAMS and stdin is None and not prefix:
+        return Zygote.shared().run(command, cwd, surroundings)
     done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, env=surroundings, timeout=300)
     return Ended(done.returncode, done.stdout.decode(errors="surrogateescape"), done.stderr.decode())
 

@@ -12,12 +12,15 @@ TORCHSCRIPT = "model.torchscript.pt"
 EXPORT = "export.json"
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS_CHECKPOINT = "checkpoint.previous.pt"
+UNREADABLE = "unreadable.csv"
+PREVIEW = "preview.html"
+TENSORBOARD = "tensorboard"
 
 # What an unfinished training leaves, to go on from.
 UNFINISHED = (CHECKPOINT, PREVIOUS_CHECKPOINT)
 
 # What only a training writes, and an import in its place does not.
-OF_TRAINING = (HISTORY, REPORT)
+OF_TRAINING = (HISTORY, REPORT, UNREADABLE)
 
 # Made from STATE_DICT: gone when that one is replaced, so that nothing answers for a model that is no more.
 DERIVED = (ONNX, TORCHSCRIPT, EXPORT)

@@ -48,7 +48,7 @@ def table(file: OnnxFile) -> str:
         rows.append(("accuracy", f"{metrics.accuracy:.2%} of {metrics.images:,} held-out pictures ({metrics.split})"))
         rows.append(("calibration", f"expected error {metrics.calibration_error:.4f}, loss {metrics.loss:.4f}"))
     if origin and origin.data:
-        rows.append(("trained on", f"{origin.data}, {origin.epochs} epochs, seed {origin.seed}, {origin.time}"))
+        rows.append(("trained on", f"{origin.data}, {origin.epochs:g} epochs, seed {origin.seed}, {origin.time}"))
         rows.append(("with", ", ".join(f"{name} {version}" for name, version in sorted(origin.versions.items()))))
     parity = json.loads(file.metadata.get(PARITY_KEY, "null"))
     if parity:

@@ -84,7 +84,7 @@ def upright_image(picture: Picture, how: Preprocess) -> Image.Image:
         with _binary_file(picture) as file:
             return _decoded(_opened(file), how)
     except OSError as error:
-        raise _unreachable(error) from None
+        raise unreachable(error) from None
 
 
 def fitted(image: Image.Image, how: Preprocess) -> Image.Image:
@@ -229,7 +229,8 @@ def _binary_file(picture: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[byte
     return Path(picture).open("rb")
 
 
-def _unreachable(error: OSError) -> PictureRefused:
+def unreachable(error: OSError) -> PictureRefused:
+    """Say of a file that could not be read what a record says of it."""
     reason = (error.strerror or str(error)).lower()
     kind = {FileNotFoundError: "not-found", PermissionError: "no-permission"}.get(type(error), "unreadable")
     return PictureRefused(kind, reason)

@@ -71,7 +71,7 @@ class Provenance:
     fingerprint: str | None  # SHA-256 of the held-out pictures and their classes
     held_out: float  # the share of the pictures that was kept from training, where there was no test folder
     seed: int
-    epochs: int
+    epochs: float  # a part of one where training ended within it
     state_dict_sha256: str
     time: str  # ISO 8601, UTC
     command: str
@@ -263,7 +263,7 @@ def _provenance(fields: _Fields | None) -> Provenance | None:
         fingerprint=fields.text_or_null("fingerprint"),
         held_out=fields.number("held_out", 0, 1),
         seed=fields.whole("seed", 0),
-        epochs=fields.whole("epochs", 0),
+        epochs=_whole_if_whole(fields.number("epochs", 0)),
         state_dict_sha256=fields.text("state_dict_sha256"),
         time=fields.text("time"),
         command=fields.text("command"),
@@ -271,6 +271,11 @@ def _provenance(fields: _Fields | None) -> Provenance | None:
     )
     fields.done()
     return provenance
+
+
+def _whole_if_whole(number: float) -> float:
+    # So that 30 is written as 30 again.
+    return int(number) if number.is_integer() else number
 
 
 def _is_whole(value: object, low: int, high: int | None) -> bool:

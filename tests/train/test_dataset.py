@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_held_out_pictures_that_are_trained_on_too_are_found(tmp_path):
     make_folder(tmp_path / "test", {"a": 3, "b": 3}, size=40)
     assert folder.load(tmp_path, 0.2, 0).repeated() == []
     dataset = folder.load(tmp_path, 0.2, 0)
-    (tmp_path / "test/b/again.png").write_bytes(dataset.train.path(0).read_bytes())
+    (tmp_path / "test/b/again.png").write_bytes(Path(dataset.train.path(0)).read_bytes())
     assert folder.load(tmp_path, 0.2, 0).repeated() == ["test/b/again.png"]
     assert digits().repeated() == []
 

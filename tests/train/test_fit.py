@@ -14,16 +14,19 @@ from clf_train.fit import Fitting, one_cycle, steps_per_epoch
 from clf_train.history import csv_from_history
 from clf_train.models import build
 from clf_train.networks import small_resnet
+from clf_train.pixels import whole
 from clf_train.recipe import RECIPES, Recipe, recipe_for
 
 CPU = torch.device("cpu")
 HALF = Normalize((0.5,), (0.5,))
 
 
-def fit(*arguments, **options):
-    fitting = Fitting(*arguments, **options)
+def fit(model, train, validation, *arguments, **options):
+    fitting = Fitting(model, whole(*train), whole(*validation), *arguments, **options)
     while not fitting.done:
-        yield fitting.epoch()
+        row = fitting.step()
+        if row is not None:
+            yield row
 
 
 def some_pictures(count: int = 60):
@@ -37,7 +40,7 @@ def some_pictures(count: int = 60):
 
 def trained(seed: int = 0, epochs: int = 3):
     torch.manual_seed(seed)
-    model = small_resnet(1, 3, width=8)
+    model = small_resnet((8, 8, 1), 3, width=8)
     recipe = Recipe(epochs=epochs, batch_size=16, learning_rate=0.1, rotation=5, shift=0.1, invert=True)
     pictures = some_pictures()
     return model, list(fit(model, pictures, pictures, recipe, HALF, seed=seed, device=CPU))
@@ -63,7 +66,15 @@ def test_without_a_validation_part_there_are_no_validation_figures():
     pixels, targets = some_pictures(6)
     recipe = Recipe(epochs=1, batch_size=4, learning_rate=0.1)
     row = next(
-        fit(small_resnet(1, 3, 4), (pixels, targets), (pixels[:0], targets[:0]), recipe, HALF, seed=0, device=CPU)
+        fit(
+            small_resnet((8, 8, 1), 3, 4),
+            (pixels, targets),
+            (pixels[:0], targets[:0]),
+            recipe,
+            HALF,
+            seed=0,
+            device=CPU,
+        )
     )
     assert row.validation_loss is None
     assert row.validation_accuracy is None
@@ -93,10 +104,10 @@ def test_what_happens_to_a_picture_follows_from_seed_epoch_and_index_and_not_fro
         epochs=1, batch_size=1, learning_rate=1, rotation=15, scale=0.2, shear=0.1, shift=0.1, mirror=True, invert=True
     )
     draws = draws_for_epoch(20, epoch_generator(3, 5))
-    whole = augmented(images, draws, recipe)
+    together = augmented(images, draws, recipe)
     for index in (0, 7, 19):
         alone = augmented(images[index : index + 1], draws[index : index + 1], recipe)
-        torch.testing.assert_close(alone[0], whole[index])
+        torch.testing.assert_close(alone[0], together[index])
     assert not torch.equal(draws, draws_for_epoch(20, epoch_generator(3, 6)))
     assert not torch.equal(draws, draws_for_epoch(20, epoch_generator(4, 5)))
 
@@ -161,11 +172,14 @@ def test_a_folder_is_passed_over_as_often_as_its_size_asks_for(pictures, epochs)
 
 @pytest.mark.parametrize("size", [8, 9, 28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_small_network_takes_every_size_up_to_64(size, channels):
-    model = build("small-resnet", channels, 7).eval()
-    assert model(torch.rand(2, channels, size, size)).shape == (2, 7)
+@pytest.mark.parametrize("name", ["tiny-convnet", "small-resnet"])
+def test_the_small_networks_take_every_size_up_to_64(name, size, channels):
+    model = build(name, (size, size + 1, channels), 7).eval()
+    assert model(torch.rand(2, channels, size, size + 1)).shape == (2, 7)
 
 
 def test_an_unknown_model_is_refused_with_those_that_are_known():
-    with pytest.raises(ModelRefused, match="model 'resnet-9000': unknown here; expected one of small-resnet"):
-        build("resnet-9000", 1, 2)
+    with pytest.raises(
+        ModelRefused, match="model 'resnet-9000': unknown here; expected one of tiny-convnet, small-resnet"
+    ):
+        build("resnet-9000", (8, 8, 1), 2)

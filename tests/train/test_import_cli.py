@@ -139,7 +139,7 @@ def test_what_cannot_be_imported_is_one_line_and_nothing_is_written(command, els
 
 
 def test_a_network_that_does_not_take_the_size_is_refused(command, tmp_path):
-    torch.save(build("pooled-conv2", 3, 10).state_dict(), tmp_path / "a.pt")
+    torch.save(build("pooled-conv2", (32, 32, 3), 10).state_dict(), tmp_path / "a.pt")
     done = command("clf-import", "--weights", "a.pt", "--model", "pooled-conv2", "--labels", TEN, "--size", 64)
     assert done.code == 2
     assert "pooled-conv2 takes --size 32, and nothing else" in done.error

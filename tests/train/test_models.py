@@ -22,6 +22,8 @@ from clf_train.order import Order, dataset_for, input_of, plan_for
 from clf_train.registry import MODELS, TORCHVISION
 from clf_train.weights import load_into, starting_point
 
+RGB_32, L_28 = (32, 32, 3), (28, 28, 1)
+
 # What DESIGN and the tutorials' own scripts say of their state_dicts: key → shape, for 10 classes.
 TUTORIALS = {
     "plain-conv3": {
@@ -56,7 +58,7 @@ TUTORIALS = {
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_a_tutorials_network_has_the_keys_of_its_own_script(name):
     row = next(row for row in MODELS if row.name == name)
-    model = build(name, 1 if row.color == "L" else 3, 10)
+    model = build(name, (row.size or 28, row.size or 28, 1 if row.color == "L" else 3), 10)
     weights = {key: tuple(value.shape) for key, value in model.state_dict().items() if key.endswith("weight")}
     assert weights == TUTORIALS[name]
     assert set(model.state_dict()) == {*weights, *(key.replace("weight", "bias") for key in weights)}
@@ -66,7 +68,7 @@ def test_a_tutorials_network_has_the_keys_of_its_own_script(name):
 @pytest.mark.parametrize("name", ["small-resnet", "resnet9"])
 @pytest.mark.parametrize("size", [8, 9, 28, 64])
 def test_our_own_networks_take_every_size_from_8_to_64(name, size):
-    assert build(name, 3, 7).eval()(torch.rand(2, 3, size, size)).shape == (2, 7)
+    assert build(name, RGB_32, 7).eval()(torch.rand(2, 3, size, size)).shape == (2, 7)
 
 
 def test_every_classifier_of_torchvision_is_known_by_its_name():
@@ -87,7 +89,7 @@ def test_every_classifier_of_torchvision_is_known_by_its_name():
     ],
 )
 def test_a_classifier_of_torchvision_gets_a_head_for_the_labels(name):
-    model = build(name, 3, 5).eval()
+    model = build(name, RGB_32, 5).eval()
     side = 299 if name == "inception_v3" else 224
     with torch.inference_mode():
         assert model(torch.rand(1, 3, side, side)).shape == (1, 5)
@@ -129,7 +131,7 @@ def test_default_weights_that_would_run_code_are_refused(hub, tmp_path):
 def test_a_network_with_a_normalisation_of_its_own_sees_what_it_would_with_torchvision(name, digits):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, transform_input=True, init_weights=False).eval()
-    ours = build(name, 3, 1000).eval()
+    ours = build(name, RGB_32, 1000).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     image = torch.rand(1, 3, 299, 299)
     plan = plan_for(Order(model=name), digits)
@@ -157,7 +159,7 @@ def saved(path: Path, content: object) -> Path:
 
 
 def test_weights_load_whatever_they_are_wrapped_in(tmp_path):
-    source = build("lenet", 3, 10)
+    source = build("lenet", RGB_32, 10)
     state = source.state_dict()
     save_file(state, tmp_path / "a.safetensors")
     files = [
@@ -171,30 +173,32 @@ def test_weights_load_whatever_they_are_wrapped_in(tmp_path):
         saved(tmp_path / "other.pt", {"model_state_dict": {f"module.{key}": value for key, value in state.items()}}),
     ]
     for path in files:
-        model = build("lenet", 3, 10)
+        model = build("lenet", RGB_32, 10)
         load_into(model, path)
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items()), path
 
 
 def test_a_tutorial_that_is_a_bare_sequential_loads_too(tmp_path):
-    source = build("plain-conv3", 1, 10).model
-    model = build("plain-conv3", 1, 10)
+    source = build("plain-conv3", L_28, 10).model
+    model = build("plain-conv3", L_28, 10)
     load_into(model, saved(tmp_path / "a.pt", source.state_dict()))
     assert torch.equal(model.model[7].weight, source[7].weight)
 
 
 def test_a_counter_that_old_checkpoints_lack_is_not_missed(tmp_path):
-    state = {key: value for key, value in build("small-resnet", 1, 10).state_dict().items() if "num_batches" not in key}
-    load_into(build("small-resnet", 1, 10), saved(tmp_path / "a.pt", state))
+    state = {
+        key: value for key, value in build("small-resnet", L_28, 10).state_dict().items() if "num_batches" not in key
+    }
+    load_into(build("small-resnet", L_28, 10), saved(tmp_path / "a.pt", state))
 
 
 def test_what_does_not_fit_is_told_as_a_short_list(tmp_path):
-    state = dict(build("lenet", 3, 10).state_dict())
+    state = dict(build("lenet", RGB_32, 10).state_dict())
     del state["fc1.bias"]
     state["conv1.weight"] = torch.zeros(6, 1, 5, 5)
     state |= {f"more.{number}": torch.zeros(1) for number in range(5)}
     with pytest.raises(ModelRefused) as refused:
-        load_into(build("lenet", 3, 10), saved(tmp_path / "a.pt", state))
+        load_into(build("lenet", RGB_32, 10), saved(tmp_path / "a.pt", state))
     assert str(refused.value) == (
         f"{tmp_path / 'a.pt'}: refused: not the weights of this model: missing: fc1.bias; "
         "unexpected: more.0, more.1, more.2 and 2 more; of another shape: conv1.weight 6x1x5x5 for 6x3x5x5; "
@@ -203,13 +207,13 @@ def test_what_does_not_fit_is_told_as_a_short_list(tmp_path):
 
 
 def test_a_head_of_other_classes_is_left_fresh_for_training_and_refused_for_an_import(tmp_path):
-    source = build("lenet", 3, 10)
+    source = build("lenet", RGB_32, 10)
     path = saved(tmp_path / "a.pt", source.state_dict())
-    model = starting_point("lenet", str(path), 3, 4)
+    model = starting_point("lenet", str(path), RGB_32, 4)
     assert torch.equal(model.conv1.weight, source.conv1.weight)
     assert model.fc3.weight.shape == (4, 84)
     with pytest.raises(ModelRefused, match=r"of another shape: fc3\.weight 10x84 for 4x84"):
-        load_into(build("lenet", 3, 4), path)
+        load_into(build("lenet", RGB_32, 4), path)
 
 
 @pytest.mark.parametrize(
@@ -231,17 +235,17 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content, said):
     else:
         torch.save(content, path)
     with pytest.raises(ModelRefused) as refused:
-        load_into(build("lenet", 3, 10), path)
+        load_into(build("lenet", RGB_32, 10), path)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_missing_file_and_a_damaged_safetensors_file_are_refused(tmp_path):
     with pytest.raises(ModelRefused, match="no such file"):
-        load_into(build("lenet", 3, 10), tmp_path / "none.pt")
+        load_into(build("lenet", RGB_32, 10), tmp_path / "none.pt")
     (tmp_path / "a.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}}}}}}}")
     with pytest.raises(ModelRefused, match="no safetensors file"):
-        load_into(build("lenet", 3, 10), tmp_path / "a.safetensors")
+        load_into(build("lenet", RGB_32, 10), tmp_path / "a.safetensors")
 
 
 def _call(function, *arguments):
@@ -297,7 +301,7 @@ def test_of_twenty_hostile_files_none_runs(tmp_path):
         path = tmp_path / "a.pt"
         path.write_bytes(content)
         with pytest.raises(ModelRefused, match=r"a\.pt: refused: "):
-            load_into(build("lenet", 3, 10), path)
+            load_into(build("lenet", RGB_32, 10), path)
         assert not (tmp_path / "owned").exists(), name
 
 
@@ -314,14 +318,14 @@ def test_a_factory_of_ones_own_is_called_with_the_number_of_classes_or_with_noth
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert build("my_networks:sized", 1, 3)[1].out_features == 3
-    assert isinstance(build("my_networks:Fixed", 1, 2), nn.Module)
+    assert build("my_networks:sized", L_28, 3)[1].out_features == 3
+    assert isinstance(build("my_networks:Fixed", L_28, 2), nn.Module)
     with pytest.raises(ModelRefused, match=r"gives a int; expected a torch\.nn\.Module"):
-        build("my_networks:wrong", 1, 2)
+        build("my_networks:wrong", L_28, 2)
     with pytest.raises(ModelRefused, match=r"cannot be built \(RuntimeError: two lines\)"):
-        build("my_networks:broken", 1, 2)
+        build("my_networks:broken", L_28, 2)
     with pytest.raises(ModelRefused, match=r"cannot be built \(ModuleNotFoundError"):
-        build("no_such_module:net", 1, 2)
+        build("no_such_module:net", L_28, 2)
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Metrics, ModelSpec, Normalize, Preprocess, Provenance
 from clf_train.answers import Float32Array
 from clf_train.charts import percent
 from clf_train.dataset import Int64Array
-from clf_train.history import Epoch
-from clf_train.report import MOST_PICTURES, data_uri, duration, html_from_run, spread
+from clf_train.history import Epoch, duration
+from clf_train.pixels import HeldPixels
+from clf_train.report import MOST_PICTURES, data_uri, html_from_run, spread
 
 _VOID = frozenset(("meta", "img", "link", "base"))
 
@@ -120,8 +120,8 @@ def a_history(epochs: int, validation: bool = True) -> list[Epoch]:
     ]
 
 
-def noise(count: int, side: int, channels: int) -> UInt8Array:
-    return np.random.default_rng(0).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+def noise(count: int, side: int, channels: int) -> HeldPixels:
+    return HeldPixels(np.random.default_rng(0).integers(0, 256, (count, side, side, channels), dtype=np.uint8))
 
 
 def sure(predicted: list[int], confidence: list[float], classes: int) -> Float32Array:

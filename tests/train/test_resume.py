@@ -2,57 +2,112 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import random
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
-from conftest import BIN, call
+from conftest import BIN, Zygote, call
 
-OPTIONS = ("--epochs", "6", "--seed", "3")
+# Three steps an epoch, and a checkpoint after each.
+OPTIONS = ("--epochs", "2", "--batch-size", "512", "--checkpoint-every", "0", "--seed", "3")
 CHECKPOINTS = {"checkpoint.pt", "checkpoint.previous.pt"}
+FINISHED = {"model.pt", "model.json", "history.csv", "report.html", "samples"}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> bytes:
+def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert call("clf-train", *OPTIONS, cwd=folder).code == 0
-    assert not {path.name for path in (folder / "artifacts").iterdir()} & CHECKPOINTS
-    return (folder / "artifacts/model.pt").read_bytes()
-
-
-def cut_off(folder: Path, line: str) -> None:
-    """Train until a line of progress, then kill the process, as a power cut would."""
-    with subprocess.Popen([BIN / "clf-train", *OPTIONS], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
-        assert any(line in each for each in process.stderr)
-        process.kill()
-    assert not (folder / "artifacts/model.json").exists()
-
-
-@pytest.mark.parametrize("line", ["small-resnet", "epoch 1/", "epoch 2/", "epoch 5/", "epoch 6/"])
-def test_killed_at_a_moment_it_ends_in_the_same_weights(command, tmp_path, undisturbed, line):
-    cut_off(tmp_path, line)
-    done = command("clf-train", *OPTIONS, "--resume")
+    done = call("clf-train", *OPTIONS, cwd=folder)
     assert done.code == 0, done.err
-    assert (tmp_path / "artifacts/model.pt").read_bytes() == undisturbed
-    names = {path.name for path in (tmp_path / "artifacts").iterdir()}
-    assert names == {"model.pt", "model.json", "history.csv", "report.html", "samples"}
-    assert len((tmp_path / "artifacts/history.csv").read_text().splitlines()) == 7
+    assert {path.name for path in (folder / "artifacts").iterdir()} == FINISHED
+    return folder / "artifacts"
+
+
+def cut_off(folder: Path, *options: str, **how: float) -> bool:
+    """Train, and be killed on the way; says whether that was before it had ended."""
+    folder.mkdir(exist_ok=True)
+    code = Zygote.shared().run([str(BIN / "clf-train"), *OPTIONS, *options], folder, dict(os.environ), **how).code
+    assert code in (0, -9, -14)
+    return code != 0
+
+
+def assert_it_goes_on(folder: Path, undisturbed: Path) -> None:
+    """What is there is complete, and going on with it ends where an undisturbed training does."""
+    made = folder / "artifacts"
+    if not (made / "model.json").exists():
+        for name in CHECKPOINTS:
+            if (made / name).exists():
+                assert (made / name).stat().st_size > 1000
+        done = call("clf-train", *OPTIONS, "--resume", cwd=folder)
+        assert done.code == 0, done.err
+        assert "damaged" not in done.err
+        assert {path.name for path in made.iterdir()} == FINISHED
+    assert (made / "model.pt").read_bytes() == (undisturbed / "model.pt").read_bytes()
+    assert rows(made) == rows(undisturbed)
+
+
+def rows(made: Path) -> list[list[str]]:
+    """Give history.csv without the seconds."""
+    return [line.split(",")[:-1] for line in (made / "history.csv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("change", [2, 5, 8, 14, 20, 33, 38])
+def test_killed_while_it_writes_it_ends_in_the_same_weights(tmp_path, undisturbed, change):
+    assert cut_off(tmp_path, kill_at=change)
+    assert_it_goes_on(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_at_every_change_of_a_file_it_ends_in_the_same_weights(tmp_path, undisturbed):
+    for change in itertools.count(1):
+        if not cut_off(tmp_path / str(change), kill_at=change):
+            break
+        assert_it_goes_on(tmp_path / str(change), undisturbed)
+        shutil.rmtree(tmp_path / str(change))
+    assert change > 40
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_random_moments_it_ends_in_the_same_weights(tmp_path, undisturbed):
+    started = time.monotonic()
+    assert not cut_off(tmp_path / "whole")
+    moments = random.Random(0)
+    killed = 0
+    takes = time.monotonic() - started
+    while killed < 50:
+        folder = tmp_path / f"{killed}"
+        if cut_off(folder, kill_after_s=moments.uniform(0.01, takes)):
+            killed += 1
+            assert_it_goes_on(folder, undisturbed)
+        shutil.rmtree(folder)
+
+
+def test_killed_again_and_again_it_gets_there_all_the_same(tmp_path, undisturbed):
+    for _ in range(3):
+        cut_off(tmp_path, "--resume", kill_at=14)
+    assert_it_goes_on(tmp_path, undisturbed)
 
 
 @pytest.fixture
 def unfinished(tmp_path) -> Path:
-    cut_off(tmp_path, "epoch 4/")
-    return tmp_path / "artifacts"
+    assert cut_off(tmp_path, kill_at=24)
+    made = tmp_path / "artifacts"
+    assert {path.name for path in made.iterdir()} >= CHECKPOINTS
+    return made
 
 
 def test_an_unfinished_training_is_not_lost_by_starting_anew(command, unfinished):
     before = {path.name: path.read_bytes() for path in unfinished.iterdir() if path.is_file()}
-    done = command("clf-train", *OPTIONS)
-    assert done.code == 3
-    assert done.error == (
-        "clf-train: artifacts: has an unfinished training; --resume goes on with it, --overwrite starts anew"
-    )
+    for arguments in (("clf-train", *OPTIONS), ("clf-import", "--weights", "x", "--model", "lenet", "--labels", "a,b")):
+        done = command(*arguments)
+        assert done.code == 3
+        assert "artifacts: has an unfinished training; " in done.error
+        assert "--overwrite" in done.error
     assert {path.name: path.read_bytes() for path in unfinished.iterdir() if path.is_file()} == before
     assert command("clf-train", "--epochs", 1, "--overwrite").code == 0
 
@@ -64,7 +119,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(command, unfinished
     done = command("clf-train", *OPTIONS, "--resume")
     assert done.code == 0
     assert "checkpoint.pt: is damaged; going on from the checkpoint before it" in done.err
-    assert (unfinished / "model.pt").read_bytes() == undisturbed
+    assert (unfinished / "model.pt").read_bytes() == (undisturbed / "model.pt").read_bytes()
 
 
 def test_without_a_whole_checkpoint_it_starts_from_the_beginning_and_says_so(command, unfinished, undisturbed):
@@ -73,20 +128,24 @@ def test_without_a_whole_checkpoint_it_starts_from_the_beginning_and_says_so(com
     done = command("clf-train", *OPTIONS, "--resume")
     assert done.code == 0
     assert "no checkpoint is whole; starting from the beginning" in done.err
-    assert (unfinished / "model.pt").read_bytes() == undisturbed
+    assert (unfinished / "model.pt").read_bytes() == (undisturbed / "model.pt").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--epochs", "7", "--seed", "3"), "recipe was "),
-        (("--epochs", "6", "--seed", "4"), "--seed was 3, is 4"),
-        ((*OPTIONS, "--model", "resnet9"), "model was small-resnet, is resnet9"),
-        ((*OPTIONS, "--held-out", "0.3"), "--held-out was 0.2, is 0.3"),
+        (("--epochs", "7"), "epochs was 2.0, is 7.0"),
+        (("--seed", "4"), "--seed was 3, is 4"),
+        (
+            ("--batch-size", "256", "--learning-rate", "0.3"),
+            "batch size was 512, is 256; learning rate was 0.1, is 0.3",
+        ),
+        (("--model", "resnet9"), "model was small-resnet, is resnet9"),
+        (("--held-out", "0.3"), "--held-out was 0.2, is 0.3"),
     ],
 )
 def test_other_options_are_refused_by_name(command, unfinished, options, said):
-    done = command("clf-train", *options, "--resume")
+    done = command("clf-train", *OPTIONS, *options, "--resume")
     assert done.code == 3
     assert "checkpoint.pt: is of another training: " in done.err.splitlines()[-1]
     assert said in done.err.splitlines()[-1]
@@ -100,13 +159,12 @@ def test_changed_pictures_are_refused(command, tmp_path):
         (tmp_path / "data" / label).mkdir(parents=True)
         for number in range(10):
             drawing(20 + number, 20).save(tmp_path / "data" / label / f"{number}.png")
-    arguments = [BIN / "clf-train", "--data", "data", "--epochs", "100000"]
-    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        assert any("epoch 2/" in line for line in process.stderr)
-        process.kill()
+    options = ("--data", "data", "--epochs", "3")
+    run = Zygote.shared().run([str(BIN / "clf-train"), *options], tmp_path, dict(os.environ), kill_at=12)
+    assert run.code == -9
     for path in (tmp_path / "data/a").iterdir():
         drawing(33, 33).save(path)
-    done = command("clf-train", "--data", "data", "--epochs", "100000", "--resume")
+    done = command("clf-train", *options, "--resume")
     assert done.code == 3
     assert "pictures was " in done.err.splitlines()[-1]
 
@@ -118,7 +176,21 @@ def test_without_space_for_a_checkpoint_the_one_before_is_intact(command, unfini
     assert "checkpoint.pt: file too large; what was there before is still there" in done.err.splitlines()[-1]
     assert (unfinished / "checkpoint.pt").read_bytes() == kept
     assert command("clf-train", *OPTIONS, "--resume").code == 0
-    assert (unfinished / "model.pt").read_bytes() == undisturbed
+    assert (unfinished / "model.pt").read_bytes() == (undisturbed / "model.pt").read_bytes()
+
+
+def test_a_folder_that_turns_read_only_leaves_the_checkpoint_intact(command, unfinished, undisturbed, no_root):
+    arguments = [*no_root, str(BIN / "clf-train"), *OPTIONS[2:], "--epochs", "100000", "--overwrite"]
+    folder = unfinished.parent
+    with subprocess.Popen(arguments, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        assert any("epoch 2/" in line for line in process.stderr)
+        unfinished.chmod(0o555)
+        rest = process.stderr.read()
+        assert process.wait(60) == 4
+    unfinished.chmod(0o755)
+    assert "permission denied; what was there before is still there" in rest.splitlines()[-1]
+    done = command("clf-train", *OPTIONS[2:], "--epochs", "200000", "--resume")
+    assert "epochs was 100000.0, is 200000.0" in done.err.splitlines()[-1]  # so the checkpoint could be read
 
 
 def test_what_a_killed_process_left_is_swept_by_the_next(command, unfinished):

@@ -58,10 +58,13 @@ def test_it_writes_a_model_that_any_project_can_open_and_says_where(home, artifa
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     spec = ModelSpec.from_json((artifacts / "model.json").read_text(), "model.json")
     said = (home / "trained.txt").read_text()
-    assert said.splitlines() == [
-        f"{spec.metrics.accuracy:.2%} right on 359 held-out pictures; artifacts/model.pt, artifacts/report.html; "
-        "next: clf-export --format onnx"
-    ]
+    metrics = spec.metrics
+    assert re.fullmatch(
+        rf"{metrics.accuracy:.2%} right on 359 held-out pictures, calibration error {metrics.calibration_error:.2%} "
+        r"\(\d\.\d\d% before the temperature\); artifacts/model.pt, artifacts/report.html; "
+        r"next: clf-export --format onnx\n",
+        said,
+    )
 
 
 def test_the_embedded_digits_reach_what_is_promised(artifacts):
@@ -74,10 +77,12 @@ def test_the_embedded_digits_reach_what_is_promised(artifacts):
 def test_the_accuracy_in_the_spec_is_that_of_the_state_dict(artifacts):
     from clf_train.evaluate import logits_of
     from clf_train.order import Order, dataset_for
+    from clf_train.pixels import HeldPixels
 
     model = trained.load(artifacts)
     test = dataset_for(Order()).test
-    logits = logits_of(model.model, test.decoded(model.spec.preprocess), model.spec.normalize, torch.device("cpu"))
+    pixels = HeldPixels(test.decoded(model.spec.preprocess))
+    logits = logits_of(model.model, pixels, model.spec.normalize, torch.device("cpu"))
     assert float((logits.argmax(1) == test.targets).mean()) == model.spec.metrics.accuracy
 
 
@@ -135,7 +140,7 @@ def test_size_colour_and_fit_are_taken_as_asked(command, pets, tmp_path):
 
 
 def test_models_can_be_listed(command):
-    assert command("clf-train", "--list-models").out.startswith("small-resnet\t")
+    assert command("clf-train", "--list-models").out.startswith("tiny-convnet\t")
 
 
 def test_a_finished_model_is_not_overwritten(command, finished):
@@ -164,7 +169,9 @@ def test_ctrl_c_loses_nothing_and_says_how_to_go_on(finished, tmp_path):
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(60) == 130
-    assert re.fullmatch(r"clf-train: interrupted; --resume goes on after epoch \d+", rest.splitlines()[-1])
+    assert re.fullmatch(
+        r"clf-train: interrupted; --resume goes on from here, with \d+% of the training done", rest.splitlines()[-1]
+    )
     assert "Traceback" not in rest
     after = content_of(finished)
     assert {name: after.pop(name) for name in before} == before
@@ -181,7 +188,7 @@ def test_at_a_terminal_there_is_a_bar_and_the_key_for_ctrl_c_works(tmp_path):
     while b"epoch 2/" not in seen:
         seen += os.read(terminal, 1 << 16)
     assert b"\r" in seen
-    assert b"step/s" in seen
+    assert b"pictures/s" in seen
     os.write(terminal, b"\x03")
     with contextlib.suppress(OSError):  # Linux's way of saying that the other end is closed
         while piece := os.read(terminal, 1 << 16):

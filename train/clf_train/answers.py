@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from clf_runtime.preprocess import UInt8Array
 from clf_train.dataset import Int64Array
+from clf_train.pixels import Pixels
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -23,7 +23,7 @@ class Answers:
     """The model's answers to the held-out pictures."""
 
     labels: tuple[str, ...]
-    pixels: UInt8Array  # (N, H, W, C)
+    pixels: Pixels
     targets: Int64Array  # (N,)
     predicted: Int64Array  # (N,)
     confidence: Float32Array  # (N,) the predicted class's probability

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import time
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, run, say
+from clf_train.history import duration
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, Fit
     from clf_train.history import Epoch
+    from clf_train.order import Cache
+    from clf_train.training import Outcome
 
+
+_SECONDS_BETWEEN_LINES = 60  # where there is no bar
 
 # Shared with clf-import.
 DATA_ROOT_OPTION = click.option(
@@ -89,7 +96,7 @@ Examples:
 
 \b
 Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
-130 Ctrl-C (--resume goes on after the last epoch).""",
+130 Ctrl-C (--resume goes on from there).""",
 )
 @ARTIFACTS_OPTION
 @click.option("--data", "-d", metavar="NAME|DIR", default="digits", show_default=True, help="What to train on.")
@@ -104,7 +111,11 @@ Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
 @click.option(
     "--weights", metavar="DEFAULT|FILE", help="Start from torchvision's own weights, or from a state_dict's file."
 )
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the pictures.  [default: the recipe's]")
+@click.option(
+    "--epochs",
+    type=click.FloatRange(0, min_open=True),
+    help="Passes over the pictures; 0.5 sees half of them.  [default: the recipe's]",
+)
 @click.option("--batch-size", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Its peak.  [default: the recipe's]")
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: the pictures', 64 at most]")
@@ -113,6 +124,24 @@ Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
 @HELD_OUT_OPTION
 @SEED_OPTION
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--preview", is_flag=True, help="Check every picture, write preview.html, and train nothing.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read; unreadable.csv lists them.")
+@click.option(
+    "--cache",
+    type=click.Choice(["auto", "memory", "disk", "none"]),
+    default="auto",
+    show_default=True,
+    help="Where decoded pictures stay while training; none decodes them for each epoch.",
+)
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    default=180,
+    show_default=True,
+    help="Keep a checkpoint so often within an epoch too.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write event files too, into tensorboard/.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was cut off, from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished model.")
 @click.option(
@@ -130,7 +159,7 @@ def command(
     data_root: str,
     model: str,
     weights: str | None,
-    epochs: int | None,
+    epochs: float | None,
     batch_size: int | None,
     learning_rate: float | None,
     size: tuple[int, int] | None,
@@ -139,6 +168,11 @@ def command(
     held_out: float,
     seed: int,
     device: str,
+    preview: bool,
+    skip_bad: bool,
+    cache: Cache,
+    checkpoint_every: float,
+    tensorboard: bool,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -148,7 +182,9 @@ def command(
     """
     from pathlib import Path
 
+    from clf_train.allocator import keep_freed_memory
     from clf_train.order import Order
+    from clf_train.training import preview as write_preview
     from clf_train.training import train
 
     order = Order(
@@ -165,16 +201,33 @@ def command(
         held_out=held_out,
         seed=seed,
         device=device,
+        cache=cache,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        tensorboard=tensorboard,
         command=shlex.join(["clf-train", *sys.argv[1:]]),
     )
     folder = Path(artifacts)
+    keep_freed_memory()
     with Progress() as progress:
-        spec = train(order, folder, progress, overwrite, resume)
-    assert spec.metrics is not None
+        if preview:
+            click.echo(f"{write_preview(order, folder, progress)}; without --preview the same command trains")
+            return
+        outcome = train(order, folder, progress)
+    if is_first():
+        _tell(outcome, artifacts)
+
+
+def _tell(outcome: Outcome, artifacts: str) -> None:
+    metrics = outcome.spec.metrics
+    assert metrics is not None
     where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
     click.echo(
-        f"{spec.metrics.accuracy:.2%} right on {spec.metrics.images:,} held-out pictures; {folder / 'model.pt'}, "
-        f"{folder / 'report.html'}; next: clf-export{where} --format onnx"
+        f"{metrics.accuracy:.2%} right on {metrics.images:,} held-out pictures, calibration error "
+        f"{metrics.calibration_error:.2%} ({outcome.untempered.calibration_error:.2%} before the temperature); "
+        f"{outcome.artifacts / 'model.pt'}, {outcome.artifacts / 'report.html'}; next: clf-export{where} --format onnx"
     )
 
 
@@ -183,13 +236,25 @@ def main() -> NoReturn:
     run(command)
 
 
+def is_first() -> bool:
+    """Whether this process is the one that talks: the only one, or torchrun's first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Progress:
-    """Bars where a person waits at a terminal, plain lines elsewhere."""
+    """Bars where a person waits at a terminal, plain lines elsewhere; nothing from torchrun's further processes."""
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._terminal = sys.stderr.isatty()
-        self._epochs = 0
+        self._talks = is_first()
+        self._terminal = self._talks and sys.stderr.isatty()
+        self._epochs = 0.0
+        self._pictures = 0  # of the whole training
+        self._done = 0
+        self._started = 0.0
+        self._done_at_start = 0
+        self._told = 0.0
+        self._told_at = 0
 
     def __enter__(self) -> Progress:
         return self
@@ -200,43 +265,66 @@ class Progress:
     def decoding(self, pictures: int) -> None:
         """Pictures are about to be decoded."""
         if pictures:
-            self._open(pictures, "decoding", "picture")
+            self._open(pictures, "decoding")
 
-    def decoded(self) -> None:
-        """One more picture was decoded."""
-        self.stepped()
+    def decoded(self, pictures: int) -> None:
+        """So many more pictures were decoded."""
+        if self._bar is not None:
+            self._bar.update(pictures)
 
-    def fitting(self, order: str, epochs: int, steps: int) -> None:
-        """Training begins, of so many epochs of so many steps."""
+    def fitting(self, order: str, epochs: float, pictures: int, done: int) -> None:
+        """Training begins, of so many pictures, each as often as it is seen; some of them may be done already."""
         self._close()
-        self._epochs = epochs
-        say(order)
-        self._open(epochs * steps, "training", "step")
+        self._epochs, self._pictures = epochs, pictures
+        self._done = self._done_at_start = self._told_at = done
+        self._started = self._told = time.monotonic()
+        self._say(order)
+        self._open(pictures, "training", done)
 
     def noticed(self, what: str) -> None:
         """Something that the person should know, and that stops nothing."""
-        say(f"note: {what}")
+        self._say(f"note: {what}")
 
-    def stepped(self) -> None:
+    def stepped(self, pictures_done: int) -> None:
         """One more step was done."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(pictures_done - self._done)
+        self._done = pictures_done
+        if self._bar is None and time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES:
+            self._say(f"{self._done / self._pictures:.0%} of the training done, {self._speed()}")
 
     def epoch(self, row: Epoch) -> None:
         """An epoch ended."""
-        line = f"epoch {row.epoch}/{self._epochs}: loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.2%}"
+        line = f"epoch {row.epoch}/{self._epochs:g}: loss {row.train_loss:.3f}, accuracy {row.train_accuracy:.2%}"
         if row.validation_accuracy is not None:
             line += f", validation {row.validation_accuracy:.2%}"
         if self._bar is not None:
             self._bar.set_description(line)
         else:
-            say(f"{line}, {row.seconds:.1f} s")
+            self._say(f"{line}, {self._speed()}")
 
-    def _open(self, total: int, what: str, unit: str) -> None:
+    def _speed(self) -> str:
+        """Say how fast it goes since the last line, and how long it will take at the speed so far."""
+        now = time.monotonic()
+        recent = (self._done - self._told_at) / max(now - self._told, 1e-9)
+        mean = (self._done - self._done_at_start) / max(now - self._started, 1e-9)
+        self._told, self._told_at = now, self._done
+        left = (
+            f", {duration((self._pictures - self._done) / mean)} left" if mean and self._done < self._pictures else ""
+        )
+        return f"{recent:,.0f} pictures/s{left}"
+
+    def _say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        elif self._talks:
+            say(line)
+
+    def _open(self, total: int, what: str, done: int = 0) -> None:
         if self._terminal:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=" pictures", dynamic_ncols=True)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -9,12 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Metrics, Normalize
 from clf_train.dataset import Int64Array
+from clf_train.pixels import Part, Pixels
+from clf_train.team import ALONE, Team
 
 Float32Array = npt.NDArray[np.float32]
-Part = tuple[UInt8Array, Int64Array]  # pixels (N, H, W, C), classes (N,)
 
 _BATCH = 500
 _BINS = 15  # of equal width, as in Guo et al. 2017
@@ -42,15 +42,27 @@ def standardized(images: Tensor, normalize: Normalize) -> Tensor:
     return images.sub(mean).div(std).contiguous(memory_format=torch.channels_last)
 
 
-def logits_of(model: nn.Module, pixels: UInt8Array, normalize: Normalize, device: torch.device) -> Float32Array:
+def logits_of(model: nn.Module, pixels: Pixels, normalize: Normalize, device: torch.device) -> Float32Array:
     """Run eager PyTorch over uint8 (N, H, W, C); gives float32 (N, classes)."""
     model.eval()
+    orders = (np.arange(at, min(at + _BATCH, len(pixels))) for at in range(0, len(pixels), _BATCH))
     parts = []
     with torch.inference_mode():
-        for start in range(0, len(pixels), _BATCH):
-            batch = torch.tensor(pixels[start : start + _BATCH]).to(device)
-            parts.append(model(normalized(batch, normalize)).float().cpu().numpy())
+        for batch in pixels.batches(orders):
+            parts.append(model(normalized(torch.from_numpy(batch).to(device), normalize)).float().cpu().numpy())
     return np.concatenate(parts)
+
+
+def all_logits(
+    model: nn.Module, part: Part, normalize: Normalize, device: torch.device, team: Team = ALONE
+) -> tuple[Float32Array, Int64Array]:
+    """Run eager PyTorch over a part that processes share: logits (N, classes) and classes (N,) of all of it."""
+    team.alike(model)
+    mine = (part.indices, logits_of(model, part.pixels, normalize, device) if len(part) else None, part.targets)
+    shares = [share for share in team.gathered(mine) if share[1] is not None]
+    indices, logits, targets = (np.concatenate(each) for each in zip(*shares, strict=True))
+    order = np.argsort(indices)
+    return logits[order], targets[order]
 
 
 def probabilities_of(logits: Float32Array, temperature: float) -> Float32Array:
@@ -71,20 +83,32 @@ def quality_of(logits: Float32Array, targets: Int64Array, temperature: float) ->
     )
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a model is worth on pictures that nothing was fitted on."""
+
+    logits: Float32Array  # (N, classes)
+    targets: Int64Array  # (N,)
+    temperature: float  # fitted on other pictures
+    quality: Quality  # with that temperature
+    untempered: Quality  # without
+
+    def metrics(self, split: str) -> Metrics:
+        """Give what the spec keeps of it."""
+        quality = self.quality
+        return Metrics(split, len(self.targets), quality.accuracy, quality.loss, quality.calibration_error)
+
+
 def judged(
-    model: nn.Module, validation: Part, test: Part, test_name: str, normalize: Normalize, device: torch.device
-) -> tuple[Float32Array, float, Metrics]:
-    """Fit the temperature on one part and judge on the other: the other's logits, the temperature, the metrics."""
+    model: nn.Module, validation: Part, test: Part, normalize: Normalize, device: torch.device, team: Team = ALONE
+) -> Judgement:
+    """Fit the temperature on one part, where it has pictures, and judge on the other."""
     temperature = 1.0
-    if len(validation[0]):
-        temperature = fitted_temperature(logits_of(model, validation[0], normalize, device), validation[1])
-    logits = logits_of(model, test[0], normalize, device)
-    quality = quality_of(logits, test[1], temperature)
-    return (
-        logits,
-        temperature,
-        Metrics(test_name, len(logits), quality.accuracy, quality.loss, quality.calibration_error),
-    )
+    if validation.of:
+        temperature = fitted_temperature(*all_logits(model, validation, normalize, device, team))
+    logits, targets = all_logits(model, test, normalize, device, team)
+    qualities = (quality_of(logits, targets, each) for each in (temperature, 1.0))
+    return Judgement(logits, targets, temperature, *qualities)
 
 
 def fitted_temperature(logits: Float32Array, targets: Int64Array) -> float:

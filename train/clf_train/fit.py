@@ -1,25 +1,30 @@
-"""The training loop: a network, pictures in memory as one uint8 tensor, a recipe; an epoch at a time."""
+"""The training loop: a network, decoded pictures, a recipe; a step at a time, on one device or several."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clf_runtime.errors import MachineUnable
+from clf_runtime.errors import DataRefused, MachineUnable
+from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Normalize
-from clf_train.augment import augmented, draws_for_epoch, epoch_generator
-from clf_train.evaluate import Part, logits_of, quality_of, standardized
+from clf_train import team as teams
+from clf_train.augment import augmented, order_and_draws
+from clf_train.evaluate import all_logits, quality_of, standardized
 from clf_train.history import Epoch
+from clf_train.pixels import HeldPixels, Part
 from clf_train.recipe import Recipe
+from clf_train.team import ALONE, Team
 
 _RISING = 0.25
-
-OnStep = Callable[[], object]
+# Of a GPU's free memory, for pictures that live there; the rest is the network's.
+_DEVICE_MEMORY_SHARE = 0.5
 
 
 def device_for(wanted: str) -> torch.device:
@@ -28,13 +33,13 @@ def device_for(wanted: str) -> torch.device:
         reason = "this PyTorch is built without CUDA" if torch.version.cuda is None else "no CUDA device is found"
         raise MachineUnable(f"--device cuda: {reason}; look at nvidia-smi, or leave it to --device auto")
     use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    return teams.local_device() if use_cuda else torch.device("cpu")
 
 
 class Fitting:
-    """A training under way: what `state` gives after an epoch, `restore` goes on from, bit for bit.
+    """A training under way: what `state` gives after a step, `restore` goes on from, bit for bit.
 
-    Whatever is random follows from (seed, epoch, index), so there is no generator's state to keep.
+    Whatever is random follows from (seed, epoch, index) or (seed, step), so there is no generator's state to keep.
     """
 
     def __init__(
@@ -47,28 +52,47 @@ class Fitting:
         *,
         seed: int,
         device: torch.device,
+        team: Team = ALONE,
     ) -> None:
         """Put everything on the device.
 
         Args:
             model: takes (N, C, H, W) float32, gives logits (N, classes); trained in place.
-            train: what is learnt from.
+            train: what is learnt from: this process's share.
             validation: what is only looked at; may be empty.
             recipe: the numbers.
             normalize: mean and std of pixels in 0..1.
             seed: fixes the order of the pictures and their augmentation.
             device: where the pictures and the model are put.
+            team: the processes that train together. A batch is shared out among them.
+
+        Raises:
+            DataRefused: too few pictures for so many processes.
         """
         self.history: list[Epoch] = []
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._pixels = torch.tensor(train[0]).permute(0, 3, 1, 2).to(device)
-        self._targets = torch.tensor(train[1]).to(device)
+        self._together = team.wrapped(self._model)
+        self._train = train
+        self._on_device = _on_device(train, device)
+        self._targets = torch.from_numpy(train.targets).to(device)
         self._validation = validation
         self._recipe = recipe
         self._normalize = normalize
         self._seed = seed
         self._device = device
-        self._steps = steps_per_epoch(len(self._pixels), recipe)
+        self._team = team
+        self._shares = team.gathered(len(train))
+        self._steps_of_epoch = steps_per_epoch(train.of, recipe)
+        if min(self._shares) < self._steps_of_epoch:
+            raise DataRefused(
+                f"{train.of:,} pictures in batches of {recipe.batch_size} are too few for {team.size} processes; "
+                f"start fewer, or take a --batch-size of {2 * team.size} or more"
+            )
+        self.steps = max(1, round(self._steps_of_epoch * recipe.epochs))
+        self._step = 0  # how many were done
+        self._batches: Iterator[tuple[Tensor, Tensor, Tensor]] | None = None  # the rest of this epoch's
+        self._sums = _nothing_yet(device)
+        self._seconds = 0.0  # of this epoch
         self._optimizer = torch.optim.SGD(
             model.parameters(),
             lr=recipe.learning_rate,
@@ -76,59 +100,133 @@ class Fitting:
             nesterov=True,
             weight_decay=recipe.weight_decay,
         )
-        self._loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self._loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
+        self._precision = _precision(device)
+        # Half precision's gradients would vanish below 6e-8; bfloat16 has float32's range.
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == torch.float16)
 
     @property
     def done(self) -> bool:
-        """Whether every epoch has been."""
-        return len(self.history) >= self._recipe.epochs
+        """Whether every step has been."""
+        return self._step >= self.steps
 
-    def epoch(self, on_step: OnStep = lambda: None) -> Epoch:
-        """Pass once over the training pictures; `on_step` is called after each batch."""
-        number = len(self.history) + 1
+    @property
+    def pictures_done(self) -> int:
+        """How many pictures were learnt from, each as often as it was."""
+        return _pictures_until(self._step, self._train.of, self._steps_of_epoch)
+
+    @property
+    def pictures(self) -> int:
+        """How many there will be in all."""
+        return _pictures_until(self.steps, self._train.of, self._steps_of_epoch)
+
+    def step(self) -> Epoch | None:
+        """Learn from one batch; gives the epoch's row with the last batch of an epoch."""
         started = time.perf_counter()
-        torch.manual_seed(self._seed + number)  # for dropout
-        self._model.train()
-        total = torch.zeros(2, device=self._device)
-        for step, (indices, draws) in enumerate(_batches(len(self._pixels), self._steps, self._seed, number)):
-            total += self._step((number - 1) * self._steps + step, indices.to(self._device), draws.to(self._device))
-            on_step()
-        seconds = time.perf_counter() - started
-        mean_loss, accuracy = (total / len(self._pixels)).tolist()
-        validated = _validated(self._model, self._validation, self._normalize, self._device)
-        last_rate = self._rate(number * self._steps - 1)
-        self.history.append(Epoch(number, last_rate, mean_loss, accuracy, *validated, seconds))
-        return self.history[-1]
+        if self._batches is None:
+            self._batches = self._rest_of_epoch()
+        torch.manual_seed((self._seed << 24) + self._step)  # for dropout
+        self._together.train()
+        self._sums += self._learn(*next(self._batches))
+        self._step += 1
+        ended = self.done or self._step % self._steps_of_epoch == 0
+        row = self._row(started) if ended else None
+        self._seconds += time.perf_counter() - started
+        if ended:
+            self._batches, self._sums, self._seconds = None, _nothing_yet(self._device), 0.0
+        return row
 
     def state(self) -> dict[str, Any]:
-        """Give all that the rest of the training depends on: tensors and plain values."""
+        """Give all that the rest of the training depends on: tensors and plain values. Every process asks at once."""
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "history": [asdict(row) for row in self.history],
+            "step": self._step,
+            "sums": self._team.summed(self._sums.cpu()),
+            "seconds": self._seconds,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
         self.history = [Epoch(**row) for row in state["history"]]
+        self._step = state["step"]
+        self._seconds = state["seconds"]
+        if self._team.is_first:
+            self._sums = state["sums"].to(self._device)
 
-    def _step(self, step: int, indices: Tensor, draws: Tensor) -> Tensor:
-        """Learn from one batch; gives its summed loss and its right answers."""
+    def _learn(self, pixels: Tensor, targets: Tensor, draws: Tensor) -> Tensor:
+        """Learn from this process's part of a batch; gives its summed loss, right answers, and pictures."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate(step)
-        images = augmented(self._pixels[indices].float().div(255), draws, self._recipe)
-        wanted = self._targets[indices]
-        logits = self._model(standardized(images, self._normalize))
-        loss = self._loss(logits, wanted)
+            group["lr"] = self._rate(self._step)
+        images = augmented(pixels.permute(0, 3, 1, 2).float().div(255), draws, self._recipe)
+        enabled = self._precision is not None
+        with torch.autocast(self._device.type, self._precision or torch.bfloat16, enabled=enabled):
+            logits = self._together(standardized(images, self._normalize)).float()
+        loss = self._loss(logits, targets)
         self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
-        return torch.stack([loss.detach() * len(wanted), (logits.argmax(1) == wanted).sum()])
+        # The mean over the whole batch, of which each process has its part: what comes is divided by their number.
+        self._scaler.scale(loss * (self._team.size / self._size_of_batch())).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        right = (logits.argmax(1) == targets).sum()
+        return torch.stack([loss.detach(), right, torch.full_like(right, len(targets))])
+
+    def _size_of_batch(self) -> int:
+        place = self._step % self._steps_of_epoch
+        return sum(share // self._steps_of_epoch + (place < share % self._steps_of_epoch) for share in self._shares)
 
     def _rate(self, step: int) -> float:
-        return self._recipe.learning_rate * one_cycle(step, self._steps * self._recipe.epochs)
+        return self._recipe.learning_rate * one_cycle(step, self.steps)
+
+    def _row(self, started: float) -> Epoch:
+        """Sum up an epoch; it has had its last batch."""
+        loss, right, pictures = self._team.summed(self._sums.cpu()).tolist()
+        seconds = self._seconds + time.perf_counter() - started
+        validated = self._validated()
+        self.history.append(
+            Epoch(
+                epoch=len(self.history) + 1,
+                learning_rate=self._rate(self._step - 1),
+                train_loss=loss / pictures,
+                train_accuracy=right / pictures,
+                validation_loss=validated[0],
+                validation_accuracy=validated[1],
+                seconds=seconds,
+            )
+        )
+        return self.history[-1]
+
+    def _validated(self) -> tuple[float | None, float | None]:
+        if not self._validation.of:
+            return None, None
+        judged = all_logits(self._model, self._validation, self._normalize, self._device, self._team)
+        quality = quality_of(*judged, temperature=1.0)
+        return quality.loss, quality.accuracy
+
+    def _rest_of_epoch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give the epoch's batches from this step on: pixels (n, H, W, C), classes (n,), draws (n, 7)."""
+        epoch, place = divmod(self._step, self._steps_of_epoch)
+        order, draws = order_and_draws(self._seed, epoch + 1, self._train.of)
+        rows_of = torch.full((self._train.of,), -1)
+        rows_of[torch.from_numpy(self._train.indices)] = torch.arange(len(self._train))
+        mine = order[rows_of[order] >= 0]  # all, where this process is alone
+        batches = mine.tensor_split(self._steps_of_epoch)[place:]
+        rows = [rows_of[batch] for batch in batches]
+        for batch, of_batch, pixels in zip(batches, rows, self._pixels(rows), strict=True):
+            yield pixels, self._targets[of_batch.to(self._device)], draws[batch].to(self._device)
+
+    def _pixels(self, rows: list[Tensor]) -> Iterator[Tensor]:
+        if self._on_device is not None:
+            for of_batch in rows:
+                yield self._on_device[of_batch.to(self._device)]
+        else:
+            for pixels in _ahead(self._train.pixels.batches(of_batch.numpy() for of_batch in rows)):
+                yield torch.from_numpy(pixels).to(self._device)
 
 
 def one_cycle(step: int, steps: int) -> float:
@@ -145,19 +243,38 @@ def steps_per_epoch(pictures: int, recipe: Recipe) -> int:
     return max(1, -(-pictures // recipe.batch_size)) if pictures > 1 else 1
 
 
-def _batches(pictures: int, steps: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = epoch_generator(seed, epoch)
-    order = torch.randperm(pictures, generator=generator)
-    draws = draws_for_epoch(pictures, generator)
-    for indices in order.tensor_split(steps):
-        yield indices, draws[indices]
+def _pictures_until(step: int, pictures: int, steps: int) -> int:
+    """Count the pictures of so many steps, where an epoch's are split into `steps` parts."""
+    epochs, place = divmod(step, steps)
+    return epochs * pictures + place * (pictures // steps) + min(place, pictures % steps)
 
 
-def _validated(
-    model: nn.Module, validation: Part, normalize: Normalize, device: torch.device
-) -> tuple[float | None, float | None]:
-    pixels, targets = validation
-    if not len(pixels):
-        return None, None
-    quality = quality_of(logits_of(model, pixels, normalize, device), targets, temperature=1.0)
-    return quality.loss, quality.accuracy
+def _nothing_yet(device: torch.device) -> Tensor:
+    """Give the sums of an epoch at its beginning: loss, right answers, pictures."""
+    return torch.zeros(3, dtype=torch.float64, device=device)
+
+
+def _precision(device: torch.device) -> torch.dtype | None:
+    """Give what a GPU multiplies in: bfloat16 where it has that, or float16. A CPU stays with float32."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _on_device(part: Part, device: torch.device) -> Tensor | None:
+    """Put all pictures where they are learnt from, uint8 (N, H, W, C); None where they do not fit."""
+    if not isinstance(part.pixels, HeldPixels):
+        return None
+    array = part.pixels.array
+    if device.type == "cuda" and array.nbytes > _DEVICE_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return None
+    return torch.from_numpy(array).to(device)
+
+
+def _ahead(batches: Iterator[UInt8Array]) -> Iterator[UInt8Array]:
+    """Have the next batch fetched while this one is learnt from."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch

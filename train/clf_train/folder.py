@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +113,18 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 def _files(folder: Path, root: Path) -> list[str]:
     """Picture files at any depth, relative to `root`, with / on every system; linked folders are passed over."""
-    return [
-        path.relative_to(root).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    ]
+    prefix = folder.relative_to(root).as_posix() + "/" if folder != root else ""
+    return [prefix + name for name in _inside(str(folder))]
+
+
+def _inside(folder: str) -> Iterator[str]:
+    # Not Path.rglob: it asks the system of each file what the folder's listing has said already.
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                for name in _inside(entry.path):
+                    yield f"{entry.name}/{name}"
+            elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():  # noqa: PTH122 (10 times)
+                yield entry.name

@@ -28,3 +28,15 @@ def csv_from_history(history: Sequence[Epoch]) -> str:
     rows.writeheader()
     rows.writerows(asdict(epoch) for epoch in history)
     return text.getvalue()
+
+
+def duration(seconds: float) -> str:
+    """Give a time as a person would say it: 4.2 s, 3 min 12 s, 1 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f}\u00a0s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}\u00a0s"
+    if whole < 3600:
+        return f"{whole // 60}\u00a0min {whole % 60:02}\u00a0s"
+    return f"{whole // 3600}\u00a0h {whole % 3600 // 60:02}\u00a0min"

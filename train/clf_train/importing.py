@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from clf_runtime import artifacts, files
 from clf_runtime.errors import DataRefused, ModelRefused, WrongUsage
-from clf_runtime.spec import Metrics, ModelSpec, Normalize, Preprocess
+from clf_runtime.spec import ModelSpec, Normalize, Preprocess
+from clf_train import checkpoint
 from clf_train.dataset import Dataset
-from clf_train.evaluate import judged, normalized
+from clf_train.evaluate import Judgement, judged, normalized
 from clf_train.models import build
 from clf_train.order import Order, dataset_for, input_of
+from clf_train.pixels import whole
 from clf_train.provenance import provenance
 from clf_train.registry import TORCHVISION, model_row
 from clf_train.samples import write_samples
@@ -64,26 +67,30 @@ def import_model(
         WrongUsage, MachineUnable, OSError.
     """
     refuse_finished(artifacts_folder, overwrite)
+    if checkpoint.exists(artifacts_folder) and not overwrite:
+        raise DataRefused(
+            f"{artifacts_folder}: has an unfinished training; --overwrite replaces it, -a names another folder"
+        )
     how, normalize = input_of(order, order.model)
     normalize = _normalize(origin, normalize, order.model, how.channels)
     with files.folder_or_absent(
-        artifacts_folder, artifacts.SPEC, (*artifacts.DERIVED, *artifacts.OF_TRAINING)
+        artifacts_folder, artifacts.SPEC, (*artifacts.DERIVED, *artifacts.OF_TRAINING, *artifacts.UNFINISHED)
     ) as staging:
-        model = build(order.model, how.channels, len(origin.labels))
+        model = build(order.model, how.shape, len(origin.labels))
         load_into(model, origin.weights)
         refuse_not_finite(model, origin.weights)
         model = model.float().eval()
         _refuse_misfit(model, how, normalize, origin, order.model)
         dataset = _dataset(order, origin.labels) if with_data else None
-        temperature, metrics = (1.0, None) if dataset is None else _judged(model, dataset, how, normalize)
+        judgement = None if dataset is None else _judged(model, dataset, how, normalize)
         weights = state_dict_bytes(model)
         spec = ModelSpec(
             architecture=order.model,
             labels=origin.labels,
             preprocess=how,
             normalize=normalize,
-            temperature=temperature,
-            metrics=metrics,
+            temperature=judgement.temperature if judgement else 1.0,
+            metrics=judgement.metrics(dataset.test_name) if judgement and dataset else None,
             provenance=provenance(order, dataset, 0, weights),
         )
         (staging / artifacts.STATE_DICT).write_bytes(weights)
@@ -138,8 +145,9 @@ def _dataset(order: Order, labels: tuple[str, ...]) -> Dataset:
     return dataset
 
 
-def _judged(model: nn.Module, dataset: Dataset, how: Preprocess, normalize: Normalize) -> tuple[float, Metrics]:
-    parts = [(part.decoded(how), part.targets) for part in (dataset.validation, dataset.test) if len(part)]
-    validation = parts[0] if len(parts) == 2 else (parts[-1][0][:0], parts[-1][1][:0])
-    _, temperature, metrics = judged(model, validation, parts[-1], dataset.test_name, normalize, torch.device("cpu"))
-    return temperature, metrics
+def _judged(model: nn.Module, dataset: Dataset, how: Preprocess, normalize: Normalize) -> Judgement:
+    validation, test = (
+        whole(part.decoded(how) if len(part) else np.empty((0, *how.shape), np.uint8), part.targets)
+        for part in (dataset.validation, dataset.test)
+    )
+    return judged(model, validation, test, normalize, torch.device("cpu"))

@@ -16,20 +16,24 @@ from torch import nn
 
 from clf_runtime.errors import MachineUnable, ModelRefused
 from clf_runtime.spec import ModelSpec
+from clf_train.networks import Shape
 from clf_train.registry import MODELS, TORCHVISION, model_row
 
 
 def model_from_spec(spec: ModelSpec) -> nn.Module:
     """Build the untrained network that a spec names. Raises ModelRefused."""
-    return build(spec.architecture, spec.preprocess.channels, len(spec.labels))
+    return build(spec.architecture, spec.preprocess.shape, len(spec.labels))
 
 
-def build(architecture: str, channels: int, classes: int) -> nn.Module:
-    """Build the network of this name with fresh weights, from torch's own seed. Raises ModelRefused."""
+def build(architecture: str, shape: Shape, classes: int) -> nn.Module:
+    """Build the network of this name for pictures of (H, W, C), with fresh weights from torch's own seed.
+
+    Raises ModelRefused.
+    """
     row = model_row(architecture)
     if row is not None:
         module, _, factory = row.factory.partition(":")
-        model: nn.Module = getattr(import_module(module), factory)(channels, classes)
+        model: nn.Module = getattr(import_module(module), factory)(shape, classes)
         return model
     if architecture in TORCHVISION:
         return _torchvision(architecture, classes)

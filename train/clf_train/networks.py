@@ -1,6 +1,7 @@
 """The networks of ours, and those of the tutorials that people arrive with.
 
-The tutorials' state_dicts load as they are: the key names are theirs (`docs/models.md` lists them).
+Each takes the shape of one picture, (H, W, C), and the number of classes. The tutorials' state_dicts load as they
+are: the key names are theirs (`docs/models.md` lists them).
 """
 
 from __future__ import annotations
@@ -9,15 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Shape = tuple[int, int, int]
 
-def small_resnet(channels: int, classes: int, width: int = 32) -> nn.Module:
+
+def tiny_convnet(shape: Shape, classes: int, width: int = 16) -> nn.Module:
+    """Three convolutions, two of them with a stride, and a linear layer that sees where things are.
+
+    With the mnist recipe 98.4 % after half an epoch of 2.5 s, where small-resnet takes 30 s for one (2 cores).
+    Global pooling in place of the last layer's view of every position costs 1 point; 24 channels take twice as long.
+    """
+    rows, columns = ((side + 3) // 4 for side in shape[:2])
+    return nn.Sequential(
+        _conv(shape[2], width, kernel_size=5, stride=2),
+        _conv(width, 2 * width, stride=2),
+        _conv(2 * width, 2 * width),
+        nn.Flatten(),
+        nn.Linear(2 * width * rows * columns, classes),
+    )
+
+
+def small_resnet(shape: Shape, classes: int, width: int = 32) -> nn.Module:
     """A residual network for small pictures: two poolings, one residual block, global max-pooling.
 
     Width 32 with the mnist recipe: 99.4 % after two epochs of 27 s on 2 cores; a variant with a second
     residual block took twice as long for the same accuracy.
     """
     return nn.Sequential(
-        _conv(channels, width),
+        _conv(shape[2], width),
         nn.MaxPool2d(2),
         _conv(width, 2 * width),
         nn.MaxPool2d(2),
@@ -29,10 +48,10 @@ def small_resnet(channels: int, classes: int, width: int = 32) -> nn.Module:
     )
 
 
-def resnet9(channels: int, classes: int, width: int = 64) -> nn.Module:
+def resnet9(shape: Shape, classes: int, width: int = 64) -> nn.Module:
     """Nine layers with two residual blocks, after David Page's "How to train your ResNet" (2018)."""
     return nn.Sequential(
-        _conv(channels, width),
+        _conv(shape[2], width),
         _conv(width, 2 * width),
         nn.MaxPool2d(2),
         Residual(2 * width),
@@ -61,10 +80,10 @@ class Residual(nn.Module):
 class PlainConv3(nn.Module):
     """Three 3x3 convolutions without padding and one linear layer, for 28x28: keys `model.0 .2 .4 .7`."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
         self.model = nn.Sequential(
-            nn.Conv2d(channels, 32, 3),
+            nn.Conv2d(shape[2], 32, 3),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3),
             nn.ReLU(),
@@ -83,9 +102,9 @@ class PlainConv3(nn.Module):
 class PooledConv2(nn.Module):
     """Two pooled convolutions and one linear layer, for 32x32: keys `conv1 conv2 fc`."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
+        self.conv1 = nn.Conv2d(shape[2], 16, 3, padding=1)
         self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
         self.fc = nn.Linear(8 * 8 * 32, classes)
 
@@ -99,9 +118,9 @@ class PooledConv2(nn.Module):
 class PooledConv2Mlp(nn.Module):
     """Two pooled convolutions and two linear layers, for 28x28: keys `conv1 conv2 fc1 fc2`."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 32, 3, padding=1)
+        self.conv1 = nn.Conv2d(shape[2], 32, 3, padding=1)
         self.conv2 = nn.Conv2d(32, 64, 3)
         # The tutorial says 64 * 12 * 12, which does not fit its own two poolings.
         self.fc1 = nn.Linear(64 * 6 * 6, 128)
@@ -117,9 +136,9 @@ class PooledConv2Mlp(nn.Module):
 class LeNet(nn.Module):
     """Two pooled 5x5 convolutions and three linear layers, for 32x32: keys `conv1 conv2 fc1 fc2 fc3`."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, shape: Shape, classes: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, 6, 5)
+        self.conv1 = nn.Conv2d(shape[2], 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, 84)
@@ -132,14 +151,14 @@ class LeNet(nn.Module):
         return logits
 
 
-def plain_conv2_mlp(channels: int, classes: int) -> nn.Module:
+def plain_conv2_mlp(shape: Shape, classes: int) -> nn.Module:
     """Two convolutions and two linear layers, for 28x28: keys `0 2 5 7`.
 
     Without the softmax that the tutorial ends in: it has no keys, slows learning, and the exported graph
     has one of its own.
     """
     return nn.Sequential(
-        nn.Conv2d(channels, 32, 3),
+        nn.Conv2d(shape[2], 32, 3),
         nn.ReLU(),
         nn.Conv2d(32, 16, 5),
         nn.ReLU(),
@@ -154,9 +173,9 @@ def _pooled(convolution: nn.Conv2d, images: Tensor) -> Tensor:
     return F.max_pool2d(F.relu(convolution(images)), 2)
 
 
-def _conv(inputs: int, outputs: int) -> nn.Module:
+def _conv(inputs: int, outputs: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
+        nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clf_runtime.errors import WrongUsage
 from clf_runtime.spec import Color, Fit, Normalize, Preprocess, Resample
 from clf_train import builtin, folder
 from clf_train.dataset import Dataset, FilePictures
-from clf_train.recipe import Recipe, recipe_for
+from clf_train.recipe import Recipe, for_one_pass, recipe_for
 from clf_train.registry import TORCHVISION, ModelRow, dataset_row, model_row
 
 AUTO = "auto"
+Cache = Literal["auto", "memory", "disk", "none"]
 DEFAULT_WEIGHTS = "DEFAULT"
 
 _SMALLEST_SIDE, _LARGEST_SIDE = 8, 64  # what the small networks are made for
@@ -31,7 +32,7 @@ class Order:
     data_root: str = "data"
     model: str = AUTO
     weights: str | None = None  # DEFAULT, or a file
-    epochs: int | None = None
+    epochs: float | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
     size: tuple[int, int] | None = None  # (height, width)
@@ -40,6 +41,12 @@ class Order:
     held_out: float = 0.2
     seed: int = 0
     device: str = "auto"
+    cache: Cache = "auto"
+    skip_bad: bool = False
+    overwrite: bool = False
+    resume: bool = False
+    checkpoint_every: float = 180.0  # seconds
+    tensorboard: bool = False
     command: str = ""
 
 
@@ -68,23 +75,20 @@ def plan_for(order: Order, dataset: Dataset) -> Plan:
     architecture, reason = _chosen(order, side)
     how, normalize = input_of(order, architecture, side, color)
     recipe = recipe_for(order.data, len(dataset.train), how.color)
-    row = model_row(architecture)
-    peak = row.learning_rate if row is not None else None
+    row = model_row(architecture) or ModelRow(architecture, "", "")
+    peak = row.learning_rate
+    if row.batch_size is not None:
+        recipe = replace(recipe, batch_size=min(recipe.batch_size, row.batch_size))
     if architecture in TORCHVISION:
         peak = _PEAK_FINE_TUNED if order.weights else _PEAK_TORCHVISION
         recipe = replace(recipe, batch_size=min(recipe.batch_size, 64))
-    return Plan(
-        architecture,
-        how,
-        normalize,
-        replace(
-            recipe,
-            epochs=order.epochs or recipe.epochs,
-            batch_size=order.batch_size or recipe.batch_size,
-            learning_rate=order.learning_rate or peak or recipe.learning_rate,
-        ),
-        reason,
+    recipe = replace(
+        recipe,
+        epochs=order.epochs or recipe.epochs,
+        batch_size=order.batch_size or recipe.batch_size,
+        learning_rate=order.learning_rate or peak or recipe.learning_rate,
     )
+    return Plan(architecture, how, normalize, recipe if recipe.epochs > 1 else for_one_pass(recipe), reason)
 
 
 # From scratch torchvision's references take 0.1 for 256 pictures a step; a trained network forgets at that.

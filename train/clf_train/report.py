@@ -35,7 +35,9 @@ from clf_train.answers import (
 )
 from clf_train.charts import Chart, charts, percent
 from clf_train.dataset import Int64Array
-from clf_train.history import Epoch
+from clf_train.evaluate import Quality
+from clf_train.history import Epoch, duration
+from clf_train.pixels import Pixels
 
 MOST_NUMBERED = 20  # classes; beyond, the matrix's cells are too small for numbers
 MOST_IN_MATRIX = 40  # classes; beyond, a table of confusions says more than 1,681 specks
@@ -44,7 +46,7 @@ MOST_MISTAKES = 20
 
 # 60 pictures of 96 x 96 RGB noise, the worst case, take 0.55 MB as JPEG 85 and would take 2.2 MB as PNG.
 _LONGEST_SIDE = 96
-_LONGEST_PIXELATED_SIDE = 32  # up to here a picture's own pixels are to be seen: no JPEG, and no smooth enlarging
+LONGEST_PIXELATED_SIDE = 32  # up to here a picture's own pixels are to be seen: no JPEG, and no smooth enlarging
 _JPEG_QUALITY = 85
 
 _LONGEST_LABEL = 80  # characters; a label can be a whole page, and the page repeats it many times
@@ -88,6 +90,8 @@ class Page:
     pictures: tuple[Shown, ...]
     mistakes: tuple[Shown, ...]  # most confident first
     mistakes_in_all: int
+    left_out: int  # pictures that could not be read
+    untempered_error: float | None  # calibration error without the temperature
     pixelated: bool
     bins: tuple[Bin, ...]
 
@@ -95,14 +99,17 @@ class Page:
 def html_from_run(
     spec: ModelSpec,
     history: Sequence[Epoch],
-    pixels: UInt8Array,
+    pixels: Pixels,
     targets: Int64Array,
     probabilities: Float32Array,
+    untempered: Quality | None = None,
+    left_out: int = 0,
 ) -> str:
     """Give the report as the text of one HTML file, well below 1.5 MB.
 
-    `pixels` are the held-out pictures, uint8 (N, H, W, C), and `targets` their classes, int64 (N,).
-    `probabilities` are the model's, float32 (N, classes), with the temperature applied.
+    `pixels` are the held-out pictures, and `targets` their classes, int64 (N,). `probabilities` are the model's,
+    float32 (N, classes), with the temperature applied, and `untempered` is what it is worth without that one.
+    `left_out` counts the pictures that could not be read.
     """
     answers = Answers(
         labels=tuple(_shortened(label) for label in spec.labels),
@@ -111,22 +118,15 @@ def html_from_run(
         predicted=probabilities.argmax(axis=1).astype(np.int64),
         confidence=np.nan_to_num(probabilities.max(axis=1)),  # a diverged model is sure of nothing
     )
-    return _environment().get_template("report.html.j2").render(page=_page(spec, tuple(history), answers))
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(page=_page(spec, tuple(history), answers, untempered, left_out))
+    )
 
 
-def duration(seconds: float) -> str:
-    """Give a time as a person would say it: 4.2 s, 3 min 12 s, 1 h 05 min."""
-    if seconds < 10:
-        return f"{seconds:.1f}\u00a0s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}\u00a0s"
-    if whole < 3600:
-        return f"{whole // 60}\u00a0min {whole % 60:02}\u00a0s"
-    return f"{whole // 3600}\u00a0h {whole % 3600 // 60:02}\u00a0min"
-
-
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Give the templates' environment: what is text is escaped, and a name that is not there is an error."""
     environment = Environment(
         loader=PackageLoader("clf_train", ""),
         autoescape=True,
@@ -139,14 +139,16 @@ def _environment() -> Environment:
     return environment
 
 
-def _page(spec: ModelSpec, history: tuple[Epoch, ...], answers: Answers) -> Page:
+def _page(
+    spec: ModelSpec, history: tuple[Epoch, ...], answers: Answers, untempered: Quality | None, left_out: int
+) -> Page:
     counts = confusion_counts(answers)
     in_matrix = len(answers.labels) <= MOST_IN_MATRIX
     return Page(
         title=_title(spec),
         spec=spec,
         history=history,
-        figures=(*_quality_figures(spec, answers), *_model_figures(spec, history)),
+        figures=(*_quality_figures(spec, answers, untempered), *_model_figures(spec, history)),
         charts=charts(history),
         bars=bars(counts, answers.labels),
         classes_seen=int((counts.sum(axis=1) > 0).sum()),
@@ -157,7 +159,9 @@ def _page(spec: ModelSpec, history: tuple[Epoch, ...], answers: Answers) -> Page
         pictures=tuple(_shown(answers, index) for index in spread(answers.targets, MOST_PICTURES)),
         mistakes=tuple(_shown(answers, index) for index in mistakes(answers)[:MOST_MISTAKES]),
         mistakes_in_all=len(mistakes(answers)),
-        pixelated=max(answers.pixels.shape[1:3]) <= _LONGEST_PIXELATED_SIDE,
+        left_out=left_out,
+        untempered_error=untempered.calibration_error if untempered else None,
+        pixelated=max(answers.pixels.shape[:2]) <= LONGEST_PIXELATED_SIDE,
         bins=bins(answers),
     )
 
@@ -174,7 +178,7 @@ def _shortened(label: str) -> str:
     return label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
 
 
-def _quality_figures(spec: ModelSpec, answers: Answers) -> tuple[Figure, ...]:
+def _quality_figures(spec: ModelSpec, answers: Answers, untempered: Quality | None) -> tuple[Figure, ...]:
     metrics = spec.metrics
     if metrics is None:
         right, images = int((answers.predicted == answers.targets).sum()), len(answers.targets)
@@ -182,6 +186,7 @@ def _quality_figures(spec: ModelSpec, answers: Answers) -> tuple[Figure, ...]:
             Figure("Accuracy", percent(right / images), f"{right:,} of {images:,} right"),
             Figure("Pictures", f"{images:,}", "held out of training"),
         )
+    before = f"; {percent(untempered.calibration_error)} before the temperature" if untempered else ""
     return (
         Figure(
             "Accuracy",
@@ -190,7 +195,7 @@ def _quality_figures(spec: ModelSpec, answers: Answers) -> tuple[Figure, ...]:
         ),
         Figure("Pictures", f"{metrics.images:,}", f"split: {metrics.split}"),
         Figure("Loss", f"{metrics.loss:.4f}", "negative log-likelihood, nats"),
-        Figure("Calibration error", percent(metrics.calibration_error), f"expected (ECE), {BINS} bins"),
+        Figure("Calibration error", percent(metrics.calibration_error), f"expected (ECE), {BINS} bins{before}"),
     )
 
 
@@ -238,7 +243,7 @@ def data_uri(pixels: UInt8Array) -> str:
     """Give one picture, uint8 (H, W, C), as a data URI: PNG while it is small, else a JPEG of at most 96 pixels."""
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    kind = "png" if max(pixels.shape[:2]) <= _LONGEST_PIXELATED_SIDE else "jpeg"
+    kind = "png" if max(pixels.shape[:2]) <= LONGEST_PIXELATED_SIDE else "jpeg"
     file = io.BytesIO()
     picture.save(file, kind, quality=_JPEG_QUALITY, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -2,115 +2,254 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from clf_runtime import artifacts, files
 from clf_runtime.errors import DataRefused
-from clf_runtime.preprocess import UInt8Array
-from clf_runtime.spec import ModelSpec, Preprocess
+from clf_runtime.spec import ModelSpec
 from clf_train import checkpoint
-from clf_train.dataset import Dataset, FilePictures, Int64Array, Pictures
-from clf_train.evaluate import judged, probabilities_of
-from clf_train.fit import Fitting, device_for, steps_per_epoch
+from clf_train import team as teams
+from clf_train.dataset import Dataset, FilePictures, refuse_unreadable
+from clf_train.evaluate import Judgement, Quality, judged, probabilities_of
+from clf_train.events import Events
+from clf_train.fit import Fitting, device_for
 from clf_train.history import Epoch, csv_from_history
+from clf_train.interruption import Interruption, postponed
+from clf_train.loading import Loaded, list_unreadable, load, refuse_emptied
 from clf_train.order import Order, Plan, dataset_for, plan_for
+from clf_train.pixels import DecodedAnew, HeldPixels, Pixels, place_for
+from clf_train.preview import html_from_pictures
 from clf_train.provenance import provenance
 from clf_train.report import html_from_run
 from clf_train.samples import write_samples
+from clf_train.team import Team
 from clf_train.trained import refuse_finished, state_dict_bytes
 from clf_train.weights import starting_point
+
+# Processes that train together agree on what only one of them knows (the time, Ctrl-C) so often: it costs 0.2 ms.
+_STEPS_BETWEEN_AGREEMENTS = 16
 
 
 class Watch(Protocol):
     """Who is told how it goes."""
 
     def decoding(self, pictures: int) -> None: ...
-    def decoded(self) -> None: ...
-    def fitting(self, order: str, epochs: int, steps: int) -> None: ...
-    def stepped(self) -> None: ...
+    def decoded(self, pictures: int) -> None: ...
+    def fitting(self, order: str, epochs: float, pictures: int, done: int) -> None: ...
+    def stepped(self, pictures_done: int) -> None: ...
     def epoch(self, row: Epoch) -> None: ...
     def noticed(self, what: str) -> None: ...
 
 
-def train(
-    order: Order, artifacts_folder: Path, watch: Watch, overwrite: bool = False, resume: bool = False
-) -> ModelSpec:
-    """Train and write a finished model. Raises DataRefused, MachineUnable, ModelRefused, OSError.
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training."""
 
-    After every epoch a checkpoint is kept, from which `resume` goes on to the very weights that an undisturbed
-    training gives; without it an unfinished training is only replaced where `overwrite` says so.
+    spec: ModelSpec
+    untempered: Quality  # on the reported pictures, without the temperature
+    artifacts: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before the first step."""
+
+    plan: Plan
+    loaded: Loaded
+    summary: str
+
+
+def train(order: Order, folder: Path, watch: Watch) -> Outcome:
+    """Train and write a finished model.
+
+    A checkpoint is kept after every epoch and every few minutes, from which `order.resume` goes on to the very
+    weights that an undisturbed training gives; without it an unfinished training is only replaced where
+    `order.overwrite` says so. Under torchrun all processes call this, and the first one writes.
+
+    Raises:
+        DataRefused: the pictures cannot be trained on, or something finished would be replaced.
+        ModelRefused, MachineUnable, OSError.
     """
-    unfinished = checkpoint.exists(artifacts_folder)
-    refuse_finished(artifacts_folder, overwrite or (resume and unfinished))
-    if unfinished and not (overwrite or resume):
-        raise DataRefused(
-            f"{artifacts_folder}: has an unfinished training; --resume goes on with it, --overwrite starts anew"
+    device = device_for(order.device)
+    with teams.joined(device) as team:
+        order = dataclasses.replace(order, resume=order.resume or teams.was_started_again())
+        if team.is_first:
+            _refuse_loss(order, folder)
+        with _place_to_work(folder, team) as staging:
+            prepared = prepare(order, folder, staging, watch, device, team)
+            with Events(folder, order.tensorboard and team.is_first, order.resume) as events:
+                return _train(order, prepared, folder, staging, watch, events, device, team)
+
+
+def preview(order: Order, folder: Path, watch: Watch) -> Path:
+    """Check every picture, and write a page that shows some with their labels, as they would be trained on.
+
+    Nothing is trained, and nothing replaced but an earlier preview. Raises DataRefused, MachineUnable, OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(order, folder, folder, watch, device_for(order.device), teams.ALONE)
+    plan, loaded = prepared.plan, prepared.loaded
+    page = html_from_pictures(order, plan, loaded.dataset, loaded.train.pixels, prepared.summary)
+    path = folder / artifacts.PREVIEW
+    files.write(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def prepare(order: Order, folder: Path, staging: Path, watch: Watch, device: torch.device, team: Team) -> Prepared:
+    """Find, check and decode the pictures, and decide how to train on them. Raises DataRefused, MachineUnable."""
+    dataset = dataset_for(order)
+    plan = plan_for(order, dataset)
+    how = plan.preprocess
+    parts = (dataset.train, dataset.validation, dataset.test)
+    pictures = sum(map(len, parts))
+    place = place_for(pictures // team.size, how.shape, staging) if order.cache == "auto" else order.cache
+    watch.decoding(sum(len(part) for part in parts if isinstance(part, FilePictures)) // team.size)
+    loaded = load(dataset, how, place, staging, team, watch.decoded)
+    _tell_unreadable(order, loaded, folder, pictures, watch, team)
+    refuse_emptied(dataset, loaded.dataset)
+    repeated = loaded.dataset.repeated()
+    if repeated:
+        watch.noticed(
+            f"{len(repeated)} of {len(dataset.test):,} held-out pictures are among those trained on too "
+            f"({repeated[0]}, say): the accuracy will look better than it is"
         )
+    return Prepared(plan, loaded, _summary(order, plan, loaded.dataset, device, team))
+
+
+def _refuse_loss(order: Order, folder: Path) -> None:
+    """Refuse to replace what was not said to be replaced."""
+    unfinished = checkpoint.exists(folder)
+    refuse_finished(folder, order.overwrite or (order.resume and unfinished))
+    if unfinished and not (order.overwrite or order.resume):
+        raise DataRefused(f"{folder}: has an unfinished training; --resume goes on with it, --overwrite starts anew")
+
+
+@contextlib.contextmanager
+def _place_to_work(folder: Path, team: Team) -> Iterator[Path]:
+    """Give the first process the folder that becomes the artifacts, and the others one that is there."""
+    if not team.is_first:
+        yield next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
+        return
     # Before the work, not after it: a folder that cannot be written to.
     obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED)
-    with files.folder_or_absent(artifacts_folder, last=artifacts.SPEC, obsolete=obsolete) as staging:
-        device = device_for(order.device)
-        dataset = dataset_for(order)
-        plan = plan_for(order, dataset)
-        how, normalize, recipe = plan.preprocess, plan.normalize, plan.recipe
-        torch.manual_seed(order.seed)
-        model = starting_point(plan.architecture, order.weights, how.channels, len(dataset.labels))
-        train_part, validation, test = _decoded(dataset, how, watch)
-        watch.fitting(
-            _summary(order, plan, dataset, device), recipe.epochs, steps_per_epoch(len(train_part[0]), recipe)
-        )
-        repeated = dataset.repeated()
-        if repeated:
-            watch.noticed(
-                f"{len(repeated)} of {len(dataset.test):,} held-out pictures are among those trained on too "
-                f"({repeated[0]}, say): the accuracy will look better than it is"
-            )
-        fitting = Fitting(model, train_part, validation, recipe, normalize, seed=order.seed, device=device)
-        identity = _identity(order, plan, dataset)
-        if resume:
-            _go_on(fitting, checkpoint.newest(artifacts_folder, identity, watch.noticed), watch)
-        else:
-            checkpoint.discard(artifacts_folder)
-        _run(fitting, artifacts_folder, identity, watch)
-        logits, temperature, metrics = judged(model, validation, test, dataset.test_name, normalize, device)
-        weights = state_dict_bytes(model)
-        spec = ModelSpec(
-            architecture=plan.architecture,
-            labels=dataset.labels,
-            preprocess=how,
-            normalize=normalize,
-            temperature=temperature,
-            metrics=metrics,
-            provenance=provenance(order, dataset, recipe.epochs, weights),
-        )
-        page = html_from_run(spec, fitting.history, *test, probabilities_of(logits, temperature))
-        _write(staging, spec, weights, fitting.history, page, dataset.test)
-    return spec
+    with files.folder_or_absent(folder, last=artifacts.SPEC, obsolete=obsolete) as staging:
+        yield staging
 
 
-def _run(fitting: Fitting, folder: Path, identity: Mapping[str, str], watch: Watch) -> None:
-    try:
-        while not fitting.done:
-            watch.epoch(fitting.epoch(watch.stepped))
-            checkpoint.save(folder, fitting.state(), identity)
-    except KeyboardInterrupt:
-        kept = (
-            f"--resume goes on after epoch {len(fitting.history)}" if checkpoint.exists(folder) else "nothing is kept"
-        )
-        raise KeyboardInterrupt(kept) from None
-
-
-def _go_on(fitting: Fitting, state: Mapping[str, Any] | None, watch: Watch) -> None:
-    if state is None:
-        watch.noticed("there is no checkpoint to go on from; starting from the beginning")
+def _tell_unreadable(order: Order, loaded: Loaded, folder: Path, pictures: int, watch: Watch, team: Team) -> None:
+    """List what cannot be read beside the model, and refuse it, or say that it is left out."""
+    if not team.is_first:
+        refuse_unreadable([] if order.skip_bad else loaded.unreadable, pictures)
         return
-    fitting.restore(state)
-    watch.noticed(f"going on after epoch {len(fitting.history)}")
+    if not loaded.unreadable:
+        (folder / artifacts.UNREADABLE).unlink(missing_ok=True)
+        return
+    path = list_unreadable(folder, loaded.unreadable)
+    if not order.skip_bad:
+        refuse_unreadable(
+            loaded.unreadable,
+            pictures,
+            f"all are listed in {path}; mend or remove them, or leave them out by --skip-bad",
+        )
+    watch.noticed(f"{len(loaded.unreadable)} of {pictures:,} pictures cannot be read and are left out: {path}")
+
+
+def _train(
+    order: Order,
+    prepared: Prepared,
+    folder: Path,
+    staging: Path,
+    watch: Watch,
+    events: Events,
+    device: torch.device,
+    team: Team,
+) -> Outcome:
+    plan, loaded = prepared.plan, prepared.loaded
+    how, normalize, dataset = plan.preprocess, plan.normalize, loaded.dataset
+    torch.manual_seed(order.seed)
+    model = starting_point(plan.architecture, order.weights, how.shape, len(dataset.labels))
+    fitting = Fitting(
+        model, loaded.train, loaded.validation, plan.recipe, normalize, seed=order.seed, device=device, team=team
+    )
+    checkpoints = Checkpoints(fitting, folder, _identity(order, plan, dataset), order.checkpoint_every, team)
+    if order.resume:
+        checkpoints.go_on(watch)
+    elif team.is_first:
+        checkpoint.discard(folder)
+    watch.fitting(prepared.summary, plan.recipe.epochs, fitting.pictures, fitting.pictures_done)
+    with postponed() as interruption:
+        while not fitting.done:
+            row = fitting.step()
+            watch.stepped(fitting.pictures_done)
+            if row is not None:
+                watch.epoch(row)
+                events.epoch(row)
+            checkpoints.stepped(ended=row is not None, interruption=interruption)
+    judgement = judged(model, loaded.validation, loaded.test, normalize, device, team)
+    events.judged(judgement, len(fitting.history))
+    weights = state_dict_bytes(model)
+    spec = ModelSpec(
+        architecture=plan.architecture,
+        labels=dataset.labels,
+        preprocess=how,
+        normalize=normalize,
+        temperature=judgement.temperature,
+        metrics=judgement.metrics(dataset.test_name),
+        provenance=provenance(order, dataset, plan.recipe.epochs, weights),
+    )
+    if team.is_first:
+        _write(staging, spec, weights, fitting.history, loaded, judgement)
+    return Outcome(spec, judgement.untempered, folder)
+
+
+class Checkpoints:
+    """When a training's state is kept, and where it goes on from."""
+
+    def __init__(self, fitting: Fitting, folder: Path, identity: Mapping[str, str], every_s: float, team: Team) -> None:
+        """`every_s` is the most that is lost of an epoch that takes longer than that."""
+        self._fitting = fitting
+        self._folder = folder
+        self._identity = identity
+        self._every_s = every_s
+        self._team = team
+        self._saved = time.monotonic()
+        self._steps = 0
+
+    def stepped(self, *, ended: bool, interruption: Interruption) -> None:
+        """After a step: keep the state when it is time, and end here if that was asked for. Raises OSError."""
+        self._steps += 1
+        asked = due = False
+        if self._team.size == 1 or self._steps % _STEPS_BETWEEN_AGREEMENTS == 0:
+            late = time.monotonic() - self._saved >= self._every_s
+            asked, due = (any(each) for each in zip(*self._team.gathered((interruption.asked, late)), strict=True))
+        if ended or due or asked:
+            state = self._fitting.state()
+            if self._team.is_first:
+                checkpoint.save(self._folder, state, self._identity)
+            self._saved = time.monotonic()
+        if asked and not self._fitting.done:
+            done = self._fitting.pictures_done / self._fitting.pictures
+            interruption.end(f"--resume goes on from here, with {done:.0%} of the training done")
+
+    def go_on(self, watch: Watch) -> None:
+        """Take up the newest state that is whole. Raises DataRefused where it is of another training."""
+        state: Mapping[str, Any] | None = None
+        if self._team.is_first:
+            state = checkpoint.newest(self._folder, self._identity, watch.noticed)
+        state = self._team.of_first(state)
+        if state is None:
+            watch.noticed("there is no checkpoint to go on from; starting from the beginning")
+            return
+        self._fitting.restore(state)
+        watch.noticed(f"going on with {self._fitting.pictures_done / self._fitting.pictures:.0%} of the training done")
 
 
 def _identity(order: Order, plan: Plan, dataset: Dataset) -> dict[str, str]:
@@ -122,7 +261,7 @@ def _identity(order: Order, plan: Plan, dataset: Dataset) -> dict[str, str]:
         "--held-out": str(order.held_out),
         "model": plan.architecture,
         "input": str(plan.preprocess),
-        "recipe": str(plan.recipe),
+        **{key.replace("_", " "): str(value) for key, value in dataclasses.asdict(plan.recipe).items()},
         "labels": ", ".join(dataset.labels),
         "training pictures": dataset.train.fingerprint(),
         "validation pictures": dataset.validation.fingerprint(),
@@ -131,30 +270,40 @@ def _identity(order: Order, plan: Plan, dataset: Dataset) -> dict[str, str]:
     }
 
 
-def _decoded(dataset: Dataset, how: Preprocess, watch: Watch) -> list[tuple[UInt8Array, Int64Array]]:
-    parts = (dataset.train, dataset.validation, dataset.test)
-    watch.decoding(sum(len(part) for part in parts if isinstance(part, FilePictures)))
-    return [
-        (part.decoded(how, watch.decoded) if len(part) else np.empty((0, *how.shape), np.uint8), part.targets)
-        for part in parts
-    ]
-
-
-def _summary(order: Order, plan: Plan, dataset: Dataset, device: torch.device) -> str:
+def _summary(order: Order, plan: Plan, dataset: Dataset, device: torch.device, team: Team) -> str:
     how = plan.preprocess
     reason = f" ({plan.reason})" if plan.reason else ""
+    processes = f", {team.size} processes" if team.size > 1 else ""
     return (
         f"{plan.architecture}{reason} on {order.data}: {len(dataset.train):,} pictures to train on, "
         f"{len(dataset.validation):,} for validation, {len(dataset.test):,} held out, {len(dataset.labels)} classes, "
-        f"{how.height}x{how.width} {how.color}, on {device}"
+        f"{how.height}x{how.width} {how.color}, on {device.type}{processes}"
     )
 
 
 def _write(
-    staging: Path, spec: ModelSpec, weights: bytes, history: Sequence[Epoch], page: str, held_out: Pictures
+    staging: Path, spec: ModelSpec, weights: bytes, history: list[Epoch], loaded: Loaded, judgement: Judgement
 ) -> None:
+    page = html_from_run(
+        spec,
+        history,
+        _all_held_out(loaded, spec),
+        judgement.targets,
+        probabilities_of(judgement.logits, judgement.temperature),
+        untempered=judgement.untempered,
+        left_out=len(loaded.unreadable),
+    )
     (staging / artifacts.STATE_DICT).write_bytes(weights)
     (staging / artifacts.HISTORY).write_text(csv_from_history(history), encoding="utf-8", newline="\n")
     (staging / artifacts.REPORT).write_text(page, encoding="utf-8")
     (staging / artifacts.SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
-    write_samples(staging / artifacts.SAMPLES, held_out, spec)
+    write_samples(staging / artifacts.SAMPLES, loaded.dataset.test, spec)
+
+
+def _all_held_out(loaded: Loaded, spec: ModelSpec) -> Pixels:
+    pictures = loaded.dataset.test
+    if len(loaded.test) == len(pictures):
+        return loaded.test.pixels
+    if isinstance(pictures, FilePictures):
+        return DecodedAnew(pictures, spec.preprocess)
+    return HeldPixels(pictures.decoded(spec.preprocess))

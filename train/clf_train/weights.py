@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clf_runtime.errors import ModelRefused
 from clf_train.models import build, pretrained
+from clf_train.networks import Shape
 from clf_train.order import DEFAULT_WEIGHTS
 
 StateDict = dict[str, Tensor]
@@ -25,14 +26,14 @@ _WRAPPERS = ("module.", "_orig_mod.")
 _SHOWN = 3
 
 
-def starting_point(architecture: str, weights: str | None, channels: int, classes: int) -> nn.Module:
+def starting_point(architecture: str, weights: str | None, shape: Shape, classes: int) -> nn.Module:
     """Build a network to train: fresh, with torchvision's weights, or with a file's and a head that may be new.
 
     Raises ModelRefused, MachineUnable.
     """
     if weights == DEFAULT_WEIGHTS:
         return pretrained(architecture, classes)
-    model = build(architecture, channels, classes)
+    model = build(architecture, shape, classes)
     if weights is not None:
         load_into(model, Path(weights), new_head=True)
     return model

@@ -1,0 +1,111 @@
+"""The processes that train one network together: under torchrun several, otherwise this one alone.
+
+torchrun says in the environment who is who, and starts all of them again when one is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from clf_runtime.errors import MachineUnable
+
+_Value = TypeVar("_Value")
+
+# What torch's backends say when another process is gone.
+_LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "store", "heartbeat")
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those that train together; each method is called by all of them, or waits for ever."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and talks."""
+        return self.rank == 0
+
+    def gathered(self, value: _Value) -> list[_Value]:
+        """Give everyone's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return cast("list[_Value]", values)
+
+    def of_first(self, value: _Value) -> _Value:
+        """Give the first process's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Add up everyone's numbers, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def alike(self, model: nn.Module) -> None:
+        """Give every process the first one's running means: each has seen other pictures."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """Give a network whose gradients are the mean of everyone's, and whose weights are the first one's."""
+        return model if self.size == 1 else DistributedDataParallel(model)
+
+
+ALONE = Team()
+
+
+def rank() -> int:
+    """Which of the processes this is, before they have met; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def was_started_again() -> bool:
+    """Whether torchrun lost a process and started all of them again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def local_device() -> torch.device:
+    """Give the CUDA device of this process: under torchrun each has its own."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Team]:
+    """Meet the other processes that torchrun started, if any. Raises MachineUnable when one of them is lost."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        yield Team(rank(), size)
+    except RuntimeError as error:
+        if isinstance(error, MachineUnable) or not any(each in str(error) for each in _LOST):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise MachineUnable(
+            f"process {rank()} of {size} lost the others ({reason}); torchrun --max-restarts starts all of them again"
+        ) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,13 @@ class Zygote:
         self._process = subprocess.Popen(
             [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+
+    @classmethod
+    def end(cls) -> None:
+        """End the one of this session."""
+        if cls._shared is not None:
+            cls._shared._process.communicate()
+            cls._shared = None
 
     @classmethod
     def shared(cls) -> Zygote:
@@ -101,6 +108,12 @@ def command(tmp_path: Path) -> Command:
         return call(program, *arguments, cwd=cwd, **options)  # type: ignore[arg-type]
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _zygote() -> Iterator[None]:
+    yield
+    Zygote.end()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from clf_runtime.session import runtime_version
 from clf_runtime.spec import ModelSpec
 from clf_train import trained
 from clf_train.dataset import Dataset
+from clf_train.loading import readable
 from clf_train.order import Order, dataset_for
 
 FILE_OF = {"onnx": artifacts.ONNX, "torchscript": artifacts.TORCHSCRIPT}
@@ -70,7 +71,7 @@ def export(
     formats = tuple(dict.fromkeys(formats))
     _refuse_existing(folder, formats, overwrite)
     model = trained.load(folder, trusted)
-    dataset = _held_out(model.spec, data, data_root)
+    dataset = _held_out(model.spec, data, data_root, left_out=(folder / artifacts.UNREADABLE).is_file())
     reference = Reference(model.model, model.spec)
     say(f"asking PyTorch about the held-out pictures ({len(dataset.test):,}, {dataset.test_name})")
     evidence = evidence_from_data(dataset, reference)
@@ -150,8 +151,8 @@ def _refuse_existing(folder: Path, formats: Sequence[str], overwrite: bool) -> N
             raise DataRefused(f"{path}: is already there; --overwrite replaces it")
 
 
-def _held_out(spec: ModelSpec, data: str | None, data_root: str | None) -> Dataset:
-    """Find the very pictures that were held out in training. Raises DataRefused."""
+def _held_out(spec: ModelSpec, data: str | None, data_root: str | None, left_out: bool) -> Dataset:
+    """Find the very pictures that were held out in training, which left out some or not. Raises DataRefused."""
     origin = spec.provenance
     wanted = data or (origin.data if origin else None)
     if origin is None or wanted is None:
@@ -168,6 +169,8 @@ def _held_out(spec: ModelSpec, data: str | None, data_root: str | None) -> Datas
         dataset = dataset_for(order)
     except DataRefused as refusal:
         raise DataRefused(f"{refusal}; --data says where the pictures of the training are") from None
+    if left_out:
+        dataset = replace(dataset, test=readable(dataset.test, spec.preprocess))
     if origin.fingerprint is not None and dataset.test.fingerprint() != origin.fingerprint:
         raise DataRefused(
             f"{order.data}: its held-out pictures are not those of the training ({len(dataset.test):,} found, "

@@ -76,7 +76,9 @@ def run(command: click.Command) -> NoReturn:
     signal.signal(signal.SIGTERM, _terminated)
     # What Pillow warns of, in lines of its own, a record says or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
-    sys.exit(_exit_code(command, program))
+    code = _exit_code(command, program)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be tidied up
+    sys.exit(code)
 
 
 def say(message: str) -> None:

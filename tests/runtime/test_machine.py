@@ -67,3 +67,39 @@ def test_where_there_is_no_affinity_mask_the_processor_count_decides(monkeypatch
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert machine._affinity() == 3
+
+
+def memory(tmp_path, listing: str, files: dict[str, str]) -> int:
+    proc, root = tmp_path / "proc", tmp_path / "cgroup"
+    for name, text in {"self/cgroup": listing, "meminfo": files.pop("meminfo", "")}.items():
+        (proc / name).parent.mkdir(parents=True, exist_ok=True)
+        (proc / name).write_text(text)
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return machine.usable_memory(proc, root)
+
+
+MEMINFO = "MemTotal:       24000 kB\nMemFree:  10 kB\nMemAvailable:    8000 kB\n"
+
+
+def test_usable_memory_is_what_the_system_has_to_give(tmp_path):
+    assert memory(tmp_path, "0::/\n", {"meminfo": MEMINFO}) == 8000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("listing", "files"),
+    [
+        ("0::/a\n", {"a/memory.max": "5000\n", "a/memory.current": "2000\n"}),
+        ("0::/a/b\n", {"a/memory.max": "4000\n", "a/memory.current": "1000\n", "a/b/memory.max": "max\n"}),
+        ("7:memory:/x\n", {"memory/x/memory.limit_in_bytes": "3000\n", "memory/x/memory.usage_in_bytes": "0\n"}),
+    ],
+)
+def test_a_cgroup_leaves_what_it_does_not_use_yet(tmp_path, listing, files):
+    assert memory(tmp_path, listing, {"meminfo": MEMINFO, **files}) == 3000
+
+
+def test_where_nothing_is_told_it_is_a_part_of_what_the_machine_has(tmp_path, monkeypatch):
+    assert memory(tmp_path, "", {}) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    monkeypatch.delattr(os, "sysconf")
+    assert memory(tmp_path, "", {}) == 2**31

@@ -12,6 +12,7 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, run, say
+from clf_runtime.errors import DataRefused, ModelRefused, WrongUsage
 from clf_train.history import duration
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
 
@@ -215,7 +216,12 @@ def command(
         if preview:
             click.echo(f"{write_preview(order, folder, progress)}; without --preview the same command trains")
             return
-        outcome = train(order, folder, progress)
+        try:
+            outcome = train(order, folder, progress)
+        except (DataRefused, ModelRefused, WrongUsage) as refusal:
+            if is_first():
+                raise
+            sys.exit(refusal.exit_code)  # every process found the same; one tells it
     if is_first():
         _tell(outcome, artifacts)
 

@@ -78,6 +78,15 @@ def load(
     )
 
 
+def readable(pictures: Pictures, how: Preprocess) -> Pictures:
+    """Give the pictures that can be read. Raises MachineUnable."""
+    if not isinstance(pictures, FilePictures):
+        return pictures
+    with Decoder(len(pictures)) as decoder:
+        faults = [fault for chunk in decoder.decoded(pictures.paths, how) for fault in chunk.faults]
+    return pictures.subset([index for index, fault in enumerate(faults) if fault is None])
+
+
 def refuse_emptied(before: Dataset, after: Dataset) -> None:
     """Raise DataRefused where nothing of a class is left to train on, or to hold out."""
     for was, is_ in ((before.train, after.train), (before.test, after.test)):

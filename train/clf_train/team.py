@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from clf_runtime.errors import MachineUnable
@@ -79,7 +81,11 @@ def rank() -> int:
 
 def was_started_again() -> bool:
     """Whether torchrun lost a process and started all of them again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _starts() > 0
+
+
+def _starts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def local_device() -> torch.device:
@@ -97,7 +103,12 @@ def joined(device: torch.device) -> Iterator[Team]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        store, _, _ = next(rendezvous("env://"))
+        # torchrun keeps its store when it starts all again, and in it the addresses of processes that are gone
+        # (torch 2.15: 3 of 5 restarts failed on them).
+        of_this_start = PrefixStore(f"start-{_starts()}", store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=of_this_start, rank=rank(), world_size=size)
         yield Team(rank(), size)
     except RuntimeError as error:
         if isinstance(error, MachineUnable) or not any(each in str(error) for each in _LOST):

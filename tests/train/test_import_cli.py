@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from awkward import drawing
 from torch import nn
 
+from clf_train import trained
+from clf_train.evaluate import normalized
 from clf_train.models import build
 
 TEN = ",".join("0123456789")
@@ -143,3 +147,59 @@ def test_a_network_that_does_not_take_the_size_is_refused(command, tmp_path):
     done = command("clf-import", "--weights", "a.pt", "--model", "pooled-conv2", "--labels", TEN, "--size", 64)
     assert done.code == 2
     assert "pooled-conv2 takes --size 32, and nothing else" in done.error
+
+
+# A tutorial's own script, ended after three batches: its network, saved as its author would, and what it says of noise.
+A_TUTORIAL = """
+import itertools, json, runpy, sys
+import torch, torch.utils.data
+class Short(torch.utils.data.DataLoader):
+    def __iter__(self):
+        return itertools.islice(super().__iter__(), 3)
+torch.utils.data.DataLoader = Short
+script, number, root = sys.argv[1:]
+sys.argv = [script, number, root, "1"]
+made = runpy.run_path(script)
+model = made["model"].eval()
+torch.save(model.state_dict(), "tutorial.pt")
+side, channels = (32, 3) if number in ("001", "004") else (28, 1)
+pixels = torch.randint(0, 256, (5, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+mean, std = (0.5, 0.5) if number in ("002", "004") else (0.0, 1.0)
+with torch.inference_mode():
+    given = model((pixels / 255 - mean) / std)
+torch.save({"pixels": pixels, "given": given}, "answers.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        ("000", "plain-conv3"),
+        ("001", "pooled-conv2"),
+        ("002", "pooled-conv2-mlp"),
+        ("003", "plain-conv2-mlp"),
+        ("004", "lenet"),
+    ],
+)
+def test_what_a_tutorials_own_script_saves_is_imported_as_it_is(command, tmp_path, test_data, number, name):
+    script = test_data.parent / "baselines/tutorials.py"
+    if not script.is_file():
+        pytest.skip("the tutorials' script does not lie beside the data")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/mnist").symlink_to(test_data / "mnist")
+    for part in ("train", "test"):
+        for label in "0123456789":
+            (tmp_path / "data/cifar10" / part / label).mkdir(parents=True)
+            for number_of_picture in range(4):
+                drawing(32, 32).save(tmp_path / "data/cifar10" / part / label / f"{number_of_picture}.jpg")
+    (tmp_path / "run.py").write_text(A_TUTORIAL)
+    subprocess.run([sys.executable, "run.py", script, number, "data"], cwd=tmp_path, check=True, capture_output=True)
+
+    done = command("clf-import", "--weights", "tutorial.pt", "--model", name, "--labels", TEN)
+    assert done.code == 0, done.err
+    model = trained.load(tmp_path / "artifacts")
+    answers = torch.load(tmp_path / "answers.pt", weights_only=True)
+    with torch.inference_mode():
+        logits = model.model(normalized(answers["pixels"].permute(0, 2, 3, 1), model.spec.normalize))
+    ours = logits.softmax(dim=1) if name == "plain-conv2-mlp" else logits  # that one ends in its softmax
+    torch.testing.assert_close(ours, answers["given"], rtol=1e-5, atol=1e-5)

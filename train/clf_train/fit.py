@@ -125,7 +125,7 @@ class Fitting:
         started = time.perf_counter()
         if self._batches is None:
             self._batches = self._rest_of_epoch()
-        torch.manual_seed((self._seed << 24) + self._step)  # for dropout
+        self._seed_dropout()
         self._together.train()
         self._sums += self._learn(*next(self._batches))
         self._step += 1
@@ -158,6 +158,13 @@ class Fitting:
         self._seconds = state["seconds"]
         if self._team.is_first:
             self._sums = state["sums"].to(self._device)
+
+    def _seed_dropout(self) -> None:
+        # Not torch.manual_seed: without a GPU it notes down the whole stack each time, for a later start of CUDA.
+        seed = (self._seed << 24) + self._step
+        torch.default_generator.manual_seed(seed)
+        if self._device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _learn(self, pixels: Tensor, targets: Tensor, draws: Tensor) -> Tensor:
         """Learn from this process's part of a batch; gives its summed loss, right answers, and pictures."""

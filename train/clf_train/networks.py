@@ -16,17 +16,29 @@ Shape = tuple[int, int, int]
 def tiny_convnet(shape: Shape, classes: int, width: int = 16) -> nn.Module:
     """Three convolutions, two of them with a stride, and a linear layer that sees where things are.
 
-    With the mnist recipe 98.4 % after half an epoch of 2.5 s, where small-resnet takes 30 s for one (2 cores).
-    Global pooling in place of the last layer's view of every position costs 1 point; 24 channels take twice as long.
+    With the mnist recipe 98.5 % after 0.4 epochs, 1.8 s, where small-resnet takes 30 s for one (2 cores). Global
+    pooling in place of the last layer's view of every position costs 1 point; 24 channels take twice as long.
+    Of gray pictures the first layer's size counts and not its sign, so that dark on light is the same as light on
+    dark from the start: ReLU gave 97.9 % there. In colour the sign says something: ReLU 52.7 %, this 46.2 % (CIFAR-10).
     """
     rows, columns = ((side + 3) // 4 for side in shape[:2])
+    first = nn.Conv2d(shape[2], width, kernel_size=5, stride=2, padding=2, bias=False)
     return nn.Sequential(
-        _conv(shape[2], width, kernel_size=5, stride=2),
+        first,
+        *((Magnitude(), nn.BatchNorm2d(width)) if shape[2] == 1 else (nn.BatchNorm2d(width), nn.ReLU(inplace=True))),
         _conv(width, 2 * width, stride=2),
         _conv(2 * width, 2 * width),
         nn.Flatten(),
         nn.Linear(2 * width * rows * columns, classes),
     )
+
+
+class Magnitude(nn.Module):
+    """The absolute value."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Keep the shape."""
+        return features.abs()
 
 
 def small_resnet(shape: Shape, classes: int, width: int = 32) -> nn.Module:
@@ -173,9 +185,9 @@ def _pooled(convolution: nn.Conv2d, images: Tensor) -> Tensor:
     return F.max_pool2d(F.relu(convolution(images)), 2)
 
 
-def _conv(inputs: int, outputs: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )

@@ -68,11 +68,11 @@ def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"clf_runtime", "clf_train", "clf_export", info}
     assert {f"{package}/py.typed" for package in tops - {info}} <= set(names)
-    assert "clf_train/report.html.j2" in names
+    assert {f"clf_train/{name}" for name in ("report.html.j2", "preview.html.j2", "page.css")} <= set(names)
     assert f"{info}/licenses/LICENSE" in names
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra")) == {"cpu", "gpu", "train", "export", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"cpu", "gpu", "train", "tensorboard", "export", "dev"}
     assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
         "clf-export",
         "clf-import",

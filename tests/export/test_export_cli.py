@@ -93,7 +93,7 @@ def test_a_hostile_pickle_is_not_run(command, finished, tmp_path):
             return (Path.touch, (tmp_path / "owned",))
 
     file = io.BytesIO()
-    torch.save({"0.0.weight": Hostile()}, file)
+    torch.save({"0.weight": Hostile()}, file)
     (finished / "model.pt").write_bytes(file.getvalue())
     content = json.loads((finished / "model.json").read_text())
     content["provenance"]["state_dict_sha256"] = hashlib.sha256(file.getvalue()).hexdigest()

@@ -6,6 +6,8 @@ are: the key names are theirs (`docs/models.md` lists them).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,16 +18,12 @@ Shape = tuple[int, int, int]
 def tiny_convnet(shape: Shape, classes: int, width: int = 16) -> nn.Module:
     """Three convolutions, two of them with a stride, and a linear layer that sees where things are.
 
-    With the mnist recipe 98.5 % after 0.4 epochs, 1.8 s, where small-resnet takes 30 s for one (2 cores). Global
+    With the mnist recipe 98.2 % after 0.3 epochs, 1.8 s, where small-resnet takes 30 s for one (2 cores). Global
     pooling in place of the last layer's view of every position costs 1 point; 24 channels take twice as long.
-    Of gray pictures the first layer's size counts and not its sign, so that dark on light is the same as light on
-    dark from the start: ReLU gave 97.9 % there. In colour the sign says something: ReLU 52.7 %, this 46.2 % (CIFAR-10).
     """
     rows, columns = ((side + 3) // 4 for side in shape[:2])
-    first = nn.Conv2d(shape[2], width, kernel_size=5, stride=2, padding=2, bias=False)
     return nn.Sequential(
-        first,
-        *((Magnitude(), nn.BatchNorm2d(width)) if shape[2] == 1 else (nn.BatchNorm2d(width), nn.ReLU(inplace=True))),
+        *_first(shape[2], width, kernel_size=5, stride=2),
         _conv(width, 2 * width, stride=2),
         _conv(2 * width, 2 * width),
         nn.Flatten(),
@@ -33,22 +31,14 @@ def tiny_convnet(shape: Shape, classes: int, width: int = 16) -> nn.Module:
     )
 
 
-class Magnitude(nn.Module):
-    """The absolute value."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Keep the shape."""
-        return features.abs()
-
-
 def small_resnet(shape: Shape, classes: int, width: int = 32) -> nn.Module:
     """A residual network for small pictures: two poolings, one residual block, global max-pooling.
 
-    Width 32 with the mnist recipe: 99.4 % after two epochs of 27 s on 2 cores; a variant with a second
-    residual block took twice as long for the same accuracy.
+    Width 32 with the mnist recipe: 99.1 % after one epoch of 30 s on 2 cores; a variant with a second residual
+    block took twice as long for the same accuracy.
     """
     return nn.Sequential(
-        _conv(shape[2], width),
+        *_first(shape[2], width, kernel_size=3, stride=1),
         nn.MaxPool2d(2),
         _conv(width, 2 * width),
         nn.MaxPool2d(2),
@@ -183,6 +173,20 @@ def plain_conv2_mlp(shape: Shape, classes: int) -> nn.Module:
 
 def _pooled(convolution: nn.Conv2d, images: Tensor) -> Tensor:
     return F.max_pool2d(F.relu(convolution(images)), 2)
+
+
+def _first(inputs: int, outputs: int, kernel_size: int, stride: int) -> Sequence[nn.Module]:
+    """Begin with the absolute value, from which a slope can be learnt where the sign says something.
+
+    Dark on light is then the same as light on dark from the start: small-resnet has 99.15 % of MNIST after an epoch
+    for 98.74 % with ReLU, tiny-convnet 98.2 % for 97.5 % after 0.3.
+    Photographs lose little: CIFAR-10 54.8 % for 55.0 %.
+    """
+    return (
+        nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.PReLU(outputs, init=-1.0),
+    )
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Module:

@@ -59,6 +59,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Work:
+    """Where the work is done, and with whom."""
+
+    folder: Path  # the artifacts'
+    staging: Path  # what is written here becomes the folder's when all is done
+    device: torch.device
+    team: Team
+    watch: Watch
+
+
+@dataclass(frozen=True)
 class Prepared:
     """All that is known before the first step."""
 
@@ -84,9 +95,10 @@ def train(order: Order, folder: Path, watch: Watch) -> Outcome:
         if team.is_first:
             _refuse_loss(order, folder)
         with _place_to_work(folder, team) as staging:
-            prepared = prepare(order, folder, staging, watch, device, team)
+            work = Work(folder, staging, device, team, watch)
+            prepared = prepare(order, work)
             with Events(folder, order.tensorboard and team.is_first, order.resume) as events:
-                return _train(order, prepared, folder, staging, watch, events, device, team)
+                return _train(order, prepared, work, events)
 
 
 def preview(order: Order, folder: Path, watch: Watch) -> Path:
@@ -95,7 +107,7 @@ def preview(order: Order, folder: Path, watch: Watch) -> Path:
     Nothing is trained, and nothing replaced but an earlier preview. Raises DataRefused, MachineUnable, OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(order, folder, folder, watch, device_for(order.device), teams.ALONE)
+    prepared = prepare(order, Work(folder, folder, device_for(order.device), teams.ALONE, watch))
     plan, loaded = prepared.plan, prepared.loaded
     page = html_from_pictures(order, plan, loaded.dataset, loaded.train.pixels, prepared.summary)
     path = folder / artifacts.PREVIEW
@@ -103,25 +115,25 @@ def preview(order: Order, folder: Path, watch: Watch) -> Path:
     return path
 
 
-def prepare(order: Order, folder: Path, staging: Path, watch: Watch, device: torch.device, team: Team) -> Prepared:
+def prepare(order: Order, work: Work) -> Prepared:
     """Find, check and decode the pictures, and decide how to train on them. Raises DataRefused, MachineUnable."""
     dataset = dataset_for(order)
     plan = plan_for(order, dataset)
-    how = plan.preprocess
+    how, team = plan.preprocess, work.team
     parts = (dataset.train, dataset.validation, dataset.test)
     pictures = sum(map(len, parts))
-    place = place_for(pictures // team.size, how.shape, staging) if order.cache == "auto" else order.cache
-    watch.decoding(sum(len(part) for part in parts if isinstance(part, FilePictures)) // team.size)
-    loaded = load(dataset, how, place, staging, team, watch.decoded)
-    _tell_unreadable(order, loaded, folder, pictures, watch, team)
+    place = place_for(pictures // team.size, how.shape, work.staging) if order.cache == "auto" else order.cache
+    work.watch.decoding(sum(len(part) for part in parts if isinstance(part, FilePictures)) // team.size)
+    loaded = load(dataset, how, place, work.staging, team, work.watch.decoded)
+    _tell_unreadable(order, loaded, work, pictures)
     refuse_emptied(dataset, loaded.dataset)
     repeated = loaded.dataset.repeated()
     if repeated:
-        watch.noticed(
+        work.watch.noticed(
             f"{len(repeated)} of {len(dataset.test):,} held-out pictures are among those trained on too "
             f"({repeated[0]}, say): the accuracy will look better than it is"
         )
-    return Prepared(plan, loaded, _summary(order, plan, loaded.dataset, device, team))
+    return Prepared(plan, loaded, _summary(order, plan, loaded.dataset, work.device, team))
 
 
 def _refuse_loss(order: Order, folder: Path) -> None:
@@ -139,51 +151,38 @@ def _place_to_work(folder: Path, team: Team) -> Iterator[Path]:
         yield next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
         return
     # Before the work, not after it: a folder that cannot be written to.
-    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED)
+    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED, artifacts.UNREADABLE)
     with files.folder_or_absent(folder, last=artifacts.SPEC, obsolete=obsolete) as staging:
         yield staging
 
 
-def _tell_unreadable(order: Order, loaded: Loaded, folder: Path, pictures: int, watch: Watch, team: Team) -> None:
-    """List what cannot be read beside the model, and refuse it, or say that it is left out."""
-    if not team.is_first:
-        refuse_unreadable([] if order.skip_bad else loaded.unreadable, pictures)
-        return
+def _tell_unreadable(order: Order, loaded: Loaded, work: Work, pictures: int) -> None:
+    """List what cannot be read, and refuse it, or say that it is left out."""
     if not loaded.unreadable:
-        (folder / artifacts.UNREADABLE).unlink(missing_ok=True)
         return
-    path = list_unreadable(folder, loaded.unreadable)
+    path = work.folder / artifacts.UNREADABLE
     if not order.skip_bad:
-        refuse_unreadable(
-            loaded.unreadable,
-            pictures,
-            f"all are listed in {path}; mend or remove them, or leave them out by --skip-bad",
-        )
-    watch.noticed(f"{len(loaded.unreadable)} of {pictures:,} pictures cannot be read and are left out: {path}")
+        if work.team.is_first:
+            list_unreadable(work.folder, loaded.unreadable)
+        remedy = f"all are listed in {path}; mend or remove them, or leave them out by --skip-bad"
+        refuse_unreadable(loaded.unreadable, pictures, remedy)
+    if work.team.is_first:
+        list_unreadable(work.staging, loaded.unreadable)  # it becomes the folder's with the model that it is of
+    work.watch.noticed(f"{len(loaded.unreadable)} of {pictures:,} pictures cannot be read and are left out: {path}")
 
 
-def _train(
-    order: Order,
-    prepared: Prepared,
-    folder: Path,
-    staging: Path,
-    watch: Watch,
-    events: Events,
-    device: torch.device,
-    team: Team,
-) -> Outcome:
-    plan, loaded = prepared.plan, prepared.loaded
+def _train(order: Order, prepared: Prepared, work: Work, events: Events) -> Outcome:
+    plan, loaded, watch, team = prepared.plan, prepared.loaded, work.watch, work.team
     how, normalize, dataset = plan.preprocess, plan.normalize, loaded.dataset
     torch.manual_seed(order.seed)
     model = starting_point(plan.architecture, order.weights, how.shape, len(dataset.labels))
-    fitting = Fitting(
-        model, loaded.train, loaded.validation, plan.recipe, normalize, seed=order.seed, device=device, team=team
-    )
-    checkpoints = Checkpoints(fitting, folder, _identity(order, plan, dataset), order.checkpoint_every, team)
+    parts = (loaded.train, loaded.validation)
+    fitting = Fitting(model, *parts, plan.recipe, normalize, seed=order.seed, device=work.device, team=team)
+    checkpoints = Checkpoints(fitting, work.folder, _identity(order, plan, dataset), order.checkpoint_every, team)
     if order.resume:
         checkpoints.go_on(watch)
     elif team.is_first:
-        checkpoint.discard(folder)
+        checkpoint.discard(work.folder)
     watch.fitting(prepared.summary, plan.recipe.epochs, fitting.pictures, fitting.pictures_done)
     with postponed() as interruption:
         while not fitting.done:
@@ -193,7 +192,7 @@ def _train(
                 watch.epoch(row)
                 events.epoch(row)
             checkpoints.stepped(ended=row is not None, interruption=interruption)
-    judgement = judged(model, loaded.validation, loaded.test, normalize, device, team)
+    judgement = judged(model, loaded.validation, loaded.test, normalize, work.device, team)
     events.judged(judgement, len(fitting.history))
     weights = state_dict_bytes(model)
     spec = ModelSpec(
@@ -206,8 +205,8 @@ def _train(
         provenance=provenance(order, dataset, plan.recipe.epochs, weights),
     )
     if team.is_first:
-        _write(staging, spec, weights, fitting.history, loaded, judgement)
-    return Outcome(spec, judgement.untempered, folder)
+        _write(work.staging, spec, weights, fitting.history, loaded, judgement)
+    return Outcome(spec, judgement.untempered, work.folder)
 
 
 class Checkpoints:

@@ -251,9 +251,9 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     from clf_runtime import preprocess
 
-    refused = preprocess._unreachable(PermissionError(13, "Permission denied"))
+    refused = preprocess.unreachable(PermissionError(13, "Permission denied"))
     assert (refused.kind, str(refused)) == ("no-permission", "permission denied")
-    assert preprocess._unreachable(OSError(5, "Input/output error")).kind == "unreadable"
+    assert preprocess.unreachable(OSError(5, "Input/output error")).kind == "unreadable"
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -53,7 +53,18 @@ def history(folder: Path) -> list[dict[str, float]]:
 
 def test_two_processes_see_every_picture_once_and_their_figures_are_exact(tmp_path, command):
     # A rate of nothing: the weights stay, and each figure is a sum over the same pictures, varied the same way.
-    options = ("--model", "plain-conv2-mlp", "--epochs", 2, "--learning-rate", "1e-12", "--size", "28")
+    options = (
+        "--model",
+        "plain-conv2-mlp",
+        "--epochs",
+        2,
+        "--learning-rate",
+        "1e-12",
+        "--size",
+        "28",
+        "--checkpoint-every",
+        0,
+    )
     (tmp_path / "alone").mkdir()
     assert command("clf-train", *options, cwd=tmp_path / "alone").code == 0
     with torchrun(tmp_path, *options) as process:

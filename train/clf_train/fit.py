@@ -144,7 +144,7 @@ class Fitting:
             "scaler": self._scaler.state_dict(),
             "history": [asdict(row) for row in self.history],
             "step": self._step,
-            "sums": self._team.summed(self._sums.cpu()),
+            "sums": self._team.summed(self._sums),
             "seconds": self._seconds,
         }
 
@@ -192,7 +192,7 @@ class Fitting:
 
     def _row(self, started: float) -> Epoch:
         """Sum up an epoch; it has had its last batch."""
-        loss, right, pictures = self._team.summed(self._sums.cpu()).tolist()
+        loss, right, pictures = self._team.summed(self._sums).tolist()
         seconds = self._seconds + time.perf_counter() - started
         validated = self._validated()
         self.history.append(

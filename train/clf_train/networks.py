@@ -67,6 +67,14 @@ def resnet9(shape: Shape, classes: int, width: int = 64) -> nn.Module:
     )
 
 
+class Absolute(nn.Module):
+    """The absolute value, as an activation."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map each number to its distance from zero."""
+        return features.abs()
+
+
 class Residual(nn.Module):
     """Two convolutions whose result is added to their input (He et al. 2015)."""
 
@@ -176,16 +184,16 @@ def _pooled(convolution: nn.Conv2d, images: Tensor) -> Tensor:
 
 
 def _first(inputs: int, outputs: int, kernel_size: int, stride: int) -> Sequence[nn.Module]:
-    """Begin with the absolute value, from which a slope can be learnt where the sign says something.
+    """Begin with the absolute value: dark on light is then the same as light on dark from the start.
 
-    Dark on light is then the same as light on dark from the start: small-resnet has 99.15 % of MNIST after an epoch
-    for 98.74 % with ReLU, tiny-convnet 98.2 % for 97.5 % after 0.3.
-    Photographs lose little: CIFAR-10 54.8 % for 55.0 %.
+    small-resnet has 99.15 % of MNIST after an epoch for 98.74 % with ReLU, tiny-convnet 98.2 % for 97.5 % after 0.3.
+    Photographs lose little: CIFAR-10 54.8 % for 55.0 %. A PReLU that starts there learns no better, and its gradient
+    takes a tenth of a step.
     """
     return (
         nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.PReLU(outputs, init=-1.0),
+        Absolute(),
     )
 
 

@@ -269,7 +269,7 @@ def _precision(device: torch.device) -> torch.dtype | None:
     """
     if device.type != "cuda":
         # Older torch does not tell.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return torch.bfloat16 if capabilities.get("avx512_bf16") else None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 

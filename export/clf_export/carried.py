@@ -3,39 +3,138 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from typing import Any
 
-from clf_export.proof import TOLERANCE
+import numpy as np
+from PIL import Image
+
+from clf_export.evidence import Evidence
 from clf_export.reference import Reference
 from clf_runtime.preprocess import fitted, upright_image
 from clf_runtime.selftest import Case, SelfTest
 from clf_runtime.spec import Preprocess
-from clf_train.dataset import Pictures, in_turns
+from clf_train.dataset import in_turns
 
-_CASES = 16
-_CASE_BYTES = 12_000  # so that 16 of them, as base64, stay under 300 kB
+MOST_BYTES = 300_000
+
+_MOST_CASES, _FEWEST_CASES = 16, 8
+_CASE_BYTES = 12_000
+_LOGIT_BYTES = 14  # as text, with its comma
+_NAMES_BYTES = 20_000  # names and brackets, of all
+_MOST_LOGITS_BYTES = 100_000
 _QUALITIES = (90, 75, 50, 25)
+_SIDEWAYS = 0x0112  # EXIF's orientation
 
 
-def selftest_from_pictures(pictures: Pictures, reference: Reference, how: Preprocess) -> SelfTest:
-    """Choose held-out pictures, the classes in turn, and record what PyTorch says of their very bytes."""
-    chosen = in_turns(pictures.targets, _CASES)
-    encoded = [_small(pictures.encoded(index), how) for index in chosen]
-    logits = reference.logits(encoded)
+def selftest_from_evidence(evidence: Evidence, reference: Reference, tolerance: float) -> SelfTest:
+    """Choose held-out pictures, and record what PyTorch says of their very bytes.
+
+    One of each kind that the data has (format, colour, orientation, transparency), rare kinds first, then the
+    classes in turn. Only pictures of which PyTorch is surer than `tolerance` can change: their labels must be the
+    same everywhere.
+    """
+    how = reference.spec.preprocess
+    count, room_bytes = _budget(evidence.logits.shape[1])
+    chosen = _chosen(evidence, tolerance)[:count]
+    encoded = [_small(evidence.encoded[index], how, room_bytes) for index in chosen]
+    names = [evidence.names[index] for index in chosen]
     cases = [
-        Case(pictures.names[index], content, tuple(row.tolist()))
-        for index, content, row in zip(chosen, encoded, logits, strict=True)
+        # The shortest text that reads back as the same float32.
+        Case(name, content, tuple(float(str(value)) for value in row))
+        for name, content, row in zip(names, encoded, reference.logits(encoded), strict=True)
     ]
-    return SelfTest(TOLERANCE, tuple(cases))
+    return SelfTest(tolerance, tuple(cases))
 
 
-def _small(content: bytes, how: Preprocess) -> bytes:
-    """Give the file as it is, or the picture at the input's size as a JPEG where the file is large."""
-    if len(content) <= _CASE_BYTES:
+def _budget(classes: int) -> tuple[int, int]:
+    """Give how many cases there are, and the bytes that the picture of each may have."""
+    count = _MOST_CASES
+    while count > _FEWEST_CASES and count * classes * _LOGIT_BYTES > _MOST_LOGITS_BYTES:
+        count -= 1
+    left = MOST_BYTES - _NAMES_BYTES - count * classes * _LOGIT_BYTES
+    return count, max(500, min(_CASE_BYTES, left * 3 // 4 // count))
+
+
+def _chosen(evidence: Evidence, tolerance: float) -> list[int]:
+    best_two = np.sort(evidence.logits, axis=1)[:, -2:]
+    sure = np.flatnonzero(best_two[:, -1] - best_two[:, 0] > 2 * tolerance)
+    if len(sure) < _FEWEST_CASES:
+        sure = np.argsort(best_two[:, 0] - best_two[:, -1], kind="stable")[:_MOST_CASES]
+    by_kind: dict[object, list[int]] = {}
+    for index in sure.tolist():
+        by_kind.setdefault(_kind(evidence.encoded[index]), []).append(index)
+    rare_first = sorted(by_kind.values(), key=len)
+    one_of_each = [indices[0] for indices in rare_first[: _MOST_CASES // 2]]
+    turns = [int(sure[at]) for at in in_turns(evidence.targets[sure], len(sure))]
+    return list(dict.fromkeys([*one_of_each, *turns]))
+
+
+def _kind(content: bytes) -> object:
+    """Tell pictures apart by what makes their reading awkward."""
+    image = Image.open(io.BytesIO(content))
+    return (
+        image.format,
+        image.mode,
+        image.getexif().get(_SIDEWAYS, 1) != 1,
+        image.has_transparency_data,
+        getattr(image, "n_frames", 1) > 1,
+    )
+
+
+def _small(content: bytes, how: Preprocess, room_bytes: int) -> bytes:
+    """Give the file as it is, or a smaller picture of the same kind where the file is large."""
+    if len(content) <= room_bytes:
         return content
+    for attempt in (_same_kind, _as_jpeg):
+        file = attempt(content, how, room_bytes)
+        if file is not None:
+            return file
+    raise AssertionError("a JPEG of 8 pixels a side has less than 500 bytes")
+
+
+def _same_kind(content: bytes, how: Preprocess, room_bytes: int) -> bytes | None:
+    """Scale the picture down in its own format and colours, with its orientation; None where that is not enough."""
+    image = Image.open(io.BytesIO(content))
+    if image.format not in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"):
+        return None
+    orientation = image.getexif().get(_SIDEWAYS, 1)
+    exif = Image.Exif()
+    exif[_SIDEWAYS] = orientation
+    extra = {"exif": exif.tobytes()} if orientation != 1 and image.format in ("JPEG", "PNG", "WEBP") else {}
+    for factor in (2.0, 1.5, 1.0):
+        scale = factor * max(how.width, how.height) / min(image.size)
+        if scale >= 1:
+            continue
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        # Nearest: the only one that palettes and 16 bits have.
+        smaller = image.resize(size, Image.Resampling.NEAREST)
+        smaller.info.pop("icc_profile", None)
+        lossy = image.format in ("JPEG", "WEBP")
+        for options in [{"quality": quality} for quality in _QUALITIES[:-1]] if lossy else [{}]:
+            file = _saved(smaller, image.format, {**options, **extra})
+            if file is not None and len(file) <= room_bytes:
+                return file
+    return None
+
+
+def _as_jpeg(content: bytes, how: Preprocess, room_bytes: int) -> bytes | None:
+    """Give what the network sees as a JPEG; smaller than that where it must be."""
     image = fitted(upright_image(content, how), how)
-    for quality in _QUALITIES:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=quality)
-        if file.tell() <= _CASE_BYTES:
-            break
+    while True:
+        for quality in _QUALITIES:
+            file = _saved(image, "JPEG", {"quality": quality})
+            if file is not None and len(file) <= room_bytes:
+                return file
+        if max(image.size) <= 8:
+            return file
+        image = image.resize((max(1, image.width // 2), max(1, image.height // 2)))
+
+
+def _saved(image: Image.Image, image_format: str, options: Mapping[str, Any]) -> bytes | None:
+    file = io.BytesIO()
+    try:
+        image.save(file, image_format, **options)
+    except (OSError, ValueError):
+        return None  # this colour mode cannot be written in this format
     return file.getvalue()

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from clf_export.formats import FORMATS, PRECISIONS, targets_of
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, run, say
+from clf_runtime.onnx_file import RUNTIMES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clf_export.exporting import Exported
+    from clf_export.record import Exported
 
-_HEADER = ("file", "size", "max |Δ logit|", "labels flipped", "accuracy", "pictures")
+_HEADER = ("file", "size", "max |Δ logit|", "flipped", "accuracy", "pictures", "latency", "eager", "onnxruntime")
 
 
 @click.command(
@@ -23,7 +25,8 @@ _HEADER = ("file", "size", "max |Δ logit|", "labels flipped", "accuracy", "pict
     epilog="""\b
 Examples:
   clf-export
-  clf-export --format onnx --format torchscript
+  clf-export --format onnx --format torchscript --format pt2
+  clf-export --precision fp32 --precision int8 --max-drop 0.2
   clf-export -a artifacts/mnist --data-root ~/data --overwrite
 
 \b
@@ -35,11 +38,36 @@ Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
     "--format",
     "-f",
     "formats",
-    type=click.Choice(["onnx", "torchscript"]),
+    type=click.Choice(FORMATS),
     multiple=True,
     default=["onnx"],
     show_default=True,
     help="May be given more than once. clf-run takes onnx.",
+)
+@click.option(
+    "--precision",
+    "-p",
+    "precisions",
+    type=click.Choice(PRECISIONS),
+    multiple=True,
+    default=["fp32"],
+    show_default=True,
+    help="May be given more than once; fp16 (for GPUs) and int8 are made as ONNX.",
+)
+@click.option(
+    "--min-runtime",
+    metavar="VERSION",
+    default=RUNTIMES[0][0],
+    show_default=True,
+    help="The oldest onnxruntime that must read the ONNX files.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    help="Percentage points of accuracy that fp16 and int8 may lose.",
 )
 @click.option("--data", "-d", metavar="NAME|DIR", help="The pictures of the training.  [default: where they were]")
 @click.option(
@@ -53,6 +81,9 @@ Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
 def command(
     artifacts: str,
     formats: tuple[str, ...],
+    precisions: tuple[str, ...],
+    min_runtime: str,
+    max_drop: float,
     data: str | None,
     data_root: str | None,
     model: str | None,
@@ -64,7 +95,15 @@ def command(
     from clf_export.exporting import export
 
     exported = export(
-        Path(artifacts), formats, data=data, data_root=data_root, trusted=model, overwrite=overwrite, say=say
+        Path(artifacts),
+        targets_of(formats, precisions),
+        min_runtime=min_runtime,
+        max_drop=max_drop,
+        data=data,
+        data_root=data_root,
+        trusted=model,
+        overwrite=overwrite,
+        say=say,
     )
     click.echo(_table(exported))
     where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
@@ -87,7 +126,10 @@ def _table(exported: Sequence[Exported]) -> str:
                 f"{parity.max_difference:.1e}",
                 str(parity.flipped),
                 f"{parity.accuracy:.2%}",
-                f"{parity.pictures:,}",
+                f"{parity.accuracy_pictures:,}",
+                f"{each.latency_ms:.2f} ms",
+                f"{each.eager_latency_ms:.2f} ms",
+                f"{each.oldest_onnxruntime}+" if each.oldest_onnxruntime else "-",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]

@@ -28,7 +28,7 @@ class Deployable(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Scale, normalise, bring to (N, C, H, W), classify, and apply temperature and softmax."""
-        pixels = image.permute(0, 3, 1, 2).float()
+        pixels = image.permute(0, 3, 1, 2).to(self.offset.dtype)  # float32, or float64 for a proof
         logits = self.model((pixels - self.offset) * self.factor)
         return logits, torch.softmax(logits / self.temperature, dim=1)
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from clf_export.carried import selftest_from_pictures
+from clf_export.carried import selftest_from_evidence
 from clf_export.deployable import Deployable
-from clf_export.onnx_from_model import onnx_from_model, with_metadata
-from clf_export.proof import Candidate, Evidence, Parity, evidence_from_data, prove
+from clf_export.evidence import Evidence, evidence_from_data
+from clf_export.formats import Target
+from clf_export.held_out import HeldOut, held_out
+from clf_export.onnx_from_program import OLDEST_RUNTIME, highest_opset, onnx_from_program, with_metadata
+from clf_export.program_from_model import program_from_model
+from clf_export.proof import Candidate, Limits, Parity, limits_for, prove
+from clf_export.pt2_from_program import Pt2Model, pt2_bytes
+from clf_export.record import Exported, keep
 from clf_export.reference import Reference
 from clf_export.torchscript_from_model import TorchScriptModel, torchscript_bytes, torchscript_from_model
-from clf_runtime import artifacts, files
+from clf_runtime import files
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import DataRefused, ModelRefused
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
@@ -23,29 +30,32 @@ from clf_runtime.selftest import replay
 from clf_runtime.session import runtime_version
 from clf_runtime.spec import ModelSpec
 from clf_train import trained
-from clf_train.dataset import Dataset
-from clf_train.loading import readable
-from clf_train.order import Order, dataset_for
-
-FILE_OF = {"onnx": artifacts.ONNX, "torchscript": artifacts.TORCHSCRIPT}
 
 Opened = tuple[Candidate, ModelSpec]
 Say = Callable[[str], object]
+Build = Callable[[dict[str, str]], bytes]
+Open = Callable[[Path], Opened]
+
+MAX_DROP = 0.5  # percentage points of accuracy
+
+_KEYS = (SPEC_KEY, SELFTEST_KEY, PARITY_KEY)
+_SLOWER = 1.05  # times float32's latency, from where on it is told
 
 
 @dataclass(frozen=True)
-class Exported:
-    """One file that is in place, and what was proven of it."""
+class Version:
+    """One way of making a file, where there are several."""
 
-    path: Path
-    size_bytes: int
-    parity: Parity
+    build: Build
+    made: str = ""
 
 
 def export(
     folder: Path,
-    formats: Sequence[str],
+    targets: Sequence[Target],
     *,
+    min_runtime: str = OLDEST_RUNTIME,
+    max_drop: float = MAX_DROP,
     data: str | None = None,
     data_root: str | None = None,
     trusted: str | None = None,
@@ -56,7 +66,9 @@ def export(
 
     Args:
         folder: the artifacts folder.
-        formats: keys of FILE_OF.
+        targets: rows of clf_export.formats.TARGETS.
+        min_runtime: the oldest onnxruntime that must read the ONNX files.
+        max_drop: how many percentage points of accuracy FP16 and INT8 may lose.
         data: where the held-out pictures are; by default where training found them.
         data_root: likewise, for data sets by name.
         trusted: the package.module:factory that the model may be built by, where it is not one by name.
@@ -64,67 +76,132 @@ def export(
         say: told what is under way.
 
     Raises:
+        WrongUsage: min_runtime is no version that there is.
         ModelRefused: the model is damaged, or a proof failed.
         DataRefused: the pictures are not those of the training, or a file is already there.
         MachineUnable, OSError: this machine cannot do it.
     """
-    formats = tuple(dict.fromkeys(formats))
-    _refuse_existing(folder, formats, overwrite)
+    highest_opset(min_runtime)
+    _refuse_existing(folder, targets, overwrite)
     model = trained.load(folder, trusted)
-    dataset = _held_out(model.spec, data, data_root, left_out=(folder / artifacts.UNREADABLE).is_file())
+    pictures = held_out(folder, model.spec, data, data_root)
     reference = Reference(model.model, model.spec)
-    say(f"asking PyTorch about the held-out pictures ({len(dataset.test):,}, {dataset.test_name})")
-    evidence = evidence_from_data(dataset, reference)
-    metadata = {
-        SPEC_KEY: model.spec.to_json(),
-        SELFTEST_KEY: selftest_from_pictures(dataset.test, reference, model.spec.preprocess).to_json(),
-    }
     module = Deployable(model.model, model.spec).eval()
+    say(f"asking PyTorch about the held-out pictures ({len(pictures.whole):,}, {pictures.dataset.test_name})")
+    evidence = evidence_from_data(pictures.dataset, pictures.whole, module, reference)
+    work = Work(module, model.spec, min_runtime, max_drop, pictures, say)
     exported = []
-    for each in formats:
-        path = folder / FILE_OF[each]
+    for target in targets:
+        path = folder / target.file
         say(f"exporting {path}, and proving it")
-        build = onnx_builder(module, model.spec) if each == "onnx" else torchscript_builder(module, model.spec)
-        exported.append(put_in_place(path, build, _OPENERS[each], metadata, evidence))
-    _record(folder, exported)
-    return exported
+        limits = limits_for(target.precision, evidence, max_drop)
+        exported.append(first_proven(path, work.versions(target), OPENERS[target.format], reference, evidence, limits))
+    return keep(folder, module, exported, evidence.pixels[:1])
 
 
-Build = Callable[[dict[str, str]], bytes]
-Open = Callable[[Path], Opened]
+class Work:
+    """What several files are made from, each made once and when it is needed."""
+
+    def __init__(
+        self, module: Deployable, spec: ModelSpec, min_runtime: str, max_drop: float, pictures: HeldOut, say: Say
+    ) -> None:
+        self._module = module
+        self._spec = spec
+        self._min_runtime = min_runtime
+        self._max_drop = max_drop
+        self._pictures = pictures
+        self._say = say
+
+    def versions(self, target: Target) -> Iterator[Version]:
+        """Give the ways of making a file, the best first."""
+        if target.format == "torchscript":
+            traced = torchscript_from_model(self._module, self._spec)
+            yield Version(lambda metadata: torchscript_bytes(traced, metadata))
+        elif target.format == "pt2":
+            yield Version(lambda metadata: pt2_bytes(self._program, metadata))
+        elif target.precision == "fp16":
+            yield self._fp16()
+        elif target.precision == "int8":
+            yield from self._int8()
+        else:
+            yield Version(lambda metadata: with_metadata(self._graph, metadata))
+
+    @cached_property
+    def _program(self) -> torch.export.ExportedProgram:
+        return program_from_model(self._module, self._spec)
+
+    @cached_property
+    def _graph(self) -> bytes:
+        return onnx_from_program(self._program, self._min_runtime)
+
+    def _fp16(self) -> Version:
+        from clf_export.fp16_from_onnx import fp16_from_onnx
+
+        converted, kept = fp16_from_onnx(self._graph, self._pictures.calibration)
+        if kept:
+            self._say(f"in float32 stay {len(kept)} operators whose values float16 might not hold: {_counted(kept)}")
+        made = f"{len(kept)} operators in float32" if kept else ""
+        return Version(lambda metadata: with_metadata(converted, metadata), made)
+
+    def _int8(self) -> Iterator[Version]:
+        from clf_export.choosing import Material, Search, lines
+
+        judging = self._pictures.judging
+        material = Material(self._pictures.calibration, judging.pixels_in_memory, judging.targets)
+        search = Search(self._graph, material, self._say)
+        for candidate in search.candidates(self._max_drop):
+            made = f"{candidate.judged.way}, {candidate.judged.calibration}"
+            self._say(f"INT8: {made}: {candidate.judged.latency_ms:.2f} ms, float32 {search.float_ms:.2f} ms")
+            if candidate.judged.latency_ms > _SLOWER * search.float_ms:
+                self._say("on this machine INT8 is slower than float32")
+            yield Version(lambda metadata, content=candidate.content: with_metadata(content, metadata), made)  # type: ignore[misc]
+        for line in lines(search):
+            self._say(line)
 
 
-def onnx_builder(module: Deployable, spec: ModelSpec) -> Build:
-    """Export the graph once; the result makes a file of it for any metadata."""
-    graph = onnx_from_model(module, spec)
-    return lambda metadata: with_metadata(graph, metadata)
+def first_proven(
+    path: Path, versions: Iterator[Version], opened: Open, reference: Reference, evidence: Evidence, limits: Limits
+) -> Exported:
+    """Put the first version in place whose proof holds. Raises ModelRefused with what was wrong with the last."""
+    refusal: ModelRefused | None = None
+    for version in versions:
+        try:
+            return put_in_place(path, version, opened, reference, evidence, limits)
+        except ModelRefused as refused:
+            refusal = refused
+    if refusal is None:
+        refusal = ModelRefused(
+            f"{path}: no way of making it keeps accuracy within {limits.max_drop:g} percentage points and "
+            f"{limits.agreement:.0%} of the labels (see the table); --max-drop allows more; no file was written"
+        )
+    raise refusal
 
 
-def torchscript_builder(module: Deployable, spec: ModelSpec) -> Build:
-    """Trace the module once; the result makes a file of it for any metadata."""
-    traced = torchscript_from_model(module, spec)
-    return lambda metadata: torchscript_bytes(traced, metadata)
-
-
-def put_in_place(path: Path, build: Build, opened: Open, metadata: dict[str, str], evidence: Evidence) -> Exported:
+def put_in_place(
+    path: Path, version: Version, opened: Open, reference: Reference, evidence: Evidence, limits: Limits
+) -> Exported:
     """Write a file under a temporary name, prove it, and only then give it its name. Raises ModelRefused, OSError."""
+    spec = {SPEC_KEY: reference.spec.to_json()}
     with files.complete_or_absent(path) as temporary:
-        temporary.write_bytes(build(metadata))
-        parity = _proven(path, temporary, opened, evidence)
+        temporary.write_bytes(version.build(spec))
+        parity = _proven(path, temporary, opened, evidence, limits, version.made)
+        selftest = selftest_from_evidence(evidence, reference, parity.tolerance)
         # The same graph, now with the record of its proof. What is about to get its name is opened once more.
-        temporary.write_bytes(build({**metadata, PARITY_KEY: json.dumps(parity.record())}))
+        complete = {**spec, SELFTEST_KEY: selftest.to_json(), PARITY_KEY: json.dumps(parity.record())}
+        temporary.write_bytes(version.build(complete))
         candidate, _ = opened(temporary)
         if isinstance(candidate, Classifier) and not replay(candidate).passed:
             raise ModelRefused(f"{path}: the proof failed: its own self-test does not pass here; no file was written")
         size_bytes = temporary.stat().st_size
-    return Exported(path, size_bytes, parity)
+    oldest = candidate.file.oldest_runtime if isinstance(candidate, Classifier) else None
+    return Exported(path, size_bytes, parity, oldest, candidate)
 
 
-def _proven(path: Path, temporary: Path, opened: Open, evidence: Evidence) -> Parity:
+def _proven(path: Path, temporary: Path, opened: Open, evidence: Evidence, limits: Limits, made: str) -> Parity:
     candidate, spec = opened(temporary)
-    runtime = "torch.jit" if isinstance(candidate, TorchScriptModel) else f"onnxruntime {runtime_version()}"
+    runtime = f"onnxruntime {runtime_version()}" if isinstance(candidate, Classifier) else f"torch {torch.__version__}"
     try:
-        return prove(candidate, spec, evidence, f"torch {torch.__version__}", runtime)
+        return prove(candidate, spec, evidence, limits, made, f"torch {torch.__version__}", runtime)
     except ModelRefused as refusal:
         raise ModelRefused(f"{path}: {refusal}") from None
 
@@ -137,59 +214,25 @@ def open_onnx(path: Path) -> Opened:
 
 def open_torchscript(path: Path) -> Opened:
     """Open a TorchScript file of ours."""
-    model = TorchScriptModel(path, (SPEC_KEY, SELFTEST_KEY, PARITY_KEY))
+    model = TorchScriptModel(path, _KEYS)
     return model, ModelSpec.from_json(model.metadata[SPEC_KEY], str(path))
 
 
-_OPENERS: dict[str, Open] = {"onnx": open_onnx, "torchscript": open_torchscript}
+def open_pt2(path: Path) -> Opened:
+    """Open a pt2 file of ours."""
+    model = Pt2Model(path, _KEYS)
+    return model, ModelSpec.from_json(model.metadata[SPEC_KEY], str(path))
 
 
-def _refuse_existing(folder: Path, formats: Sequence[str], overwrite: bool) -> None:
-    for each in formats:
-        path = folder / FILE_OF[each]
+OPENERS: dict[str, Open] = {"onnx": open_onnx, "torchscript": open_torchscript, "pt2": open_pt2}
+
+
+def _refuse_existing(folder: Path, targets: Sequence[Target], overwrite: bool) -> None:
+    for target in targets:
+        path = folder / target.file
         if path.exists() and not overwrite:
             raise DataRefused(f"{path}: is already there; --overwrite replaces it")
 
 
-def _held_out(spec: ModelSpec, data: str | None, data_root: str | None, left_out: bool) -> Dataset:
-    """Find the very pictures that were held out in training, which left out some or not. Raises DataRefused."""
-    origin = spec.provenance
-    wanted = data or (origin.data if origin else None)
-    if origin is None or wanted is None:
-        raise DataRefused(
-            "model.json: names no data, so there is nothing to prove the export with; say --data with labelled pictures"
-        )
-    order = Order(
-        data=wanted,
-        data_root=data_root or origin.data_root or "data",
-        held_out=origin.held_out,
-        seed=origin.seed,
-    )
-    try:
-        dataset = dataset_for(order)
-    except DataRefused as refusal:
-        raise DataRefused(f"{refusal}; --data says where the pictures of the training are") from None
-    if left_out:
-        dataset = replace(dataset, test=readable(dataset.test, spec.preprocess))
-    if origin.fingerprint is not None and dataset.test.fingerprint() != origin.fingerprint:
-        raise DataRefused(
-            f"{order.data}: its held-out pictures are not those of the training ({len(dataset.test):,} found, "
-            "changed since), so a proof would be about something else; restore them, or train again"
-        )
-    if origin.fingerprint is None and dataset.labels != spec.labels:
-        raise DataRefused(
-            f"{order.data}: its classes are {list(dataset.labels)}; expected the model's, {list(spec.labels)}"
-        )
-    return dataset
-
-
-def _record(folder: Path, exported: Sequence[Exported]) -> None:
-    """Write export.json: what was proven, in numbers, of each exported file that is there."""
-    path = folder / artifacts.EXPORT
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    record = {name: value for name, value in known.items() if (folder / name).exists()}
-    record |= {each.path.name: {"size_bytes": each.size_bytes, **each.parity.record()} for each in exported}
-    files.write(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+def _counted(kinds: Sequence[str]) -> str:
+    return ", ".join(f"{list(kinds).count(kind)} {kind}" for kind in sorted(set(kinds)))

@@ -27,6 +27,7 @@ class Reference:
     """A trained network as its authors would call it."""
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        self.spec = spec
         self._model = model
         self._how = spec.preprocess
         self._temperature = spec.temperature

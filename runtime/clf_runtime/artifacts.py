@@ -8,7 +8,10 @@ HISTORY = "history.csv"
 REPORT = "report.html"
 SAMPLES = "samples"
 ONNX = "model.onnx"
+ONNX_FP16 = "model.fp16.onnx"
+ONNX_INT8 = "model.int8.onnx"
 TORCHSCRIPT = "model.torchscript.pt"
+PT2 = "model.pt2"
 EXPORT = "export.json"
 CHECKPOINT = "checkpoint.pt"
 PREVIOUS_CHECKPOINT = "checkpoint.previous.pt"
@@ -23,4 +26,4 @@ UNFINISHED = (CHECKPOINT, PREVIOUS_CHECKPOINT)
 OF_TRAINING = (HISTORY, REPORT, UNREADABLE)
 
 # Made from STATE_DICT: gone when that one is replaced, so that nothing answers for a model that is no more.
-DERIVED = (ONNX, TORCHSCRIPT, EXPORT)
+DERIVED = (ONNX, ONNX_FP16, ONNX_INT8, TORCHSCRIPT, PT2, EXPORT)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from clf_runtime.preprocess import UInt8Array
@@ -48,6 +49,9 @@ MOST_MISTAKES = 20
 _LONGEST_SIDE = 96
 LONGEST_PIXELATED_SIDE = 32  # up to here a picture's own pixels are to be seen: no JPEG, and no smooth enlarging
 _JPEG_QUALITY = 85
+
+# Where an export puts what it proved; until then there is nothing to see.
+EXPORTED_PLACE = Markup("<!-- exported -->\n<!-- /exported -->")
 
 _LONGEST_LABEL = 80  # characters; a label can be a whole page, and the page repeats it many times
 
@@ -121,14 +125,14 @@ def html_from_run(
     return (
         environment()
         .get_template("report.html.j2")
-        .render(page=_page(spec, tuple(history), answers, untempered, left_out))
+        .render(page=_page(spec, tuple(history), answers, untempered, left_out), exported=EXPORTED_PLACE)
     )
 
 
-def environment() -> Environment:
-    """Give the templates' environment: what is text is escaped, and a name that is not there is an error."""
+def environment(package: str = "clf_train") -> Environment:
+    """Give the environment of a package's templates: what is text is escaped, a name that is not there an error."""
     environment = Environment(
-        loader=PackageLoader("clf_train", ""),
+        loader=ChoiceLoader([PackageLoader(package, ""), PackageLoader("clf_train", "")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

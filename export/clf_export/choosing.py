@@ -1,0 +1,127 @@
+"""Which INT8 is taken: the fastest of all ways that keeps the answers, measured on this machine.
+
+How the ranges are found does not change the speed, so the ways are timed with the first calibration, and the others
+are tried, for a way that loses too much, before the next fastest is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from clf_export.graphs import Graph, fused
+from clf_export.int8_from_onnx import CALIBRATIONS, WAYS, Way, int8_from_onnx, ranges_of
+from clf_export.latency import medians_ms
+from clf_runtime.machine import usable_cores
+from clf_runtime.preprocess import UInt8Array
+from clf_runtime.session import Float32Array
+from clf_train.dataset import Int64Array
+
+# Of the pictures, so many must keep the label that they had. A network that is right for 80 % of them may answer
+# the others differently without losing accuracy, but then it is another network.
+AGREEMENT_FLOOR = 0.95
+
+# Two medians that are nearer than this are the same time.
+_ALIKE = 1.05
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One way, and what was measured of it: on pictures that neither the network nor the calibration saw."""
+
+    way: str
+    calibration: str
+    size_bytes: int
+    latency_ms: float
+    accuracy: float | None = None  # None: not measured, since a faster one was good enough
+    agreement: float | None = None  # with float32, of labels
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way that is good enough."""
+
+    content: bytes
+    judged: Judged
+
+
+@dataclass(frozen=True)
+class Material:
+    """The pictures that INT8 is made and judged with."""
+
+    calibration: UInt8Array  # (N, H, W, C), of those trained on
+    judging: UInt8Array  # (M, H, W, C), of those held out
+    targets: Int64Array  # (M,)
+
+
+class Search:
+    """The ways of quantising one graph, fastest first."""
+
+    def __init__(self, content: bytes, material: Material, say: Callable[[str], object] = lambda message: None) -> None:
+        """Quantise `content`, a float32 ONNX file without metadata, in every way, and time them beside it."""
+        self._model = fused(content)
+        self._material = material
+        self._ranges: dict[str, Any] = {}
+        say(f"calibrating INT8 on {len(material.calibration)} training pictures, and timing {len(WAYS)} ways of it")
+        floats = Graph(content, usable_cores())
+        self._logits = floats.all_logits(material.judging)
+        made = {way: bytes_ for way in WAYS if (bytes_ := self._made(way, CALIBRATIONS[0])) is not None}
+        first = material.judging[:1]
+        graphs = [floats, *(Graph(each, usable_cores()) for each in made.values())]
+        times = medians_ms([lambda graph=graph: graph.logits(first) for graph in graphs])  # type: ignore[misc]
+        self.float_ms = times[0]
+        self.float_accuracy = self._accuracy(self._logits)
+        timed = [
+            (Judged(str(way), CALIBRATIONS[0], len(bytes_), ms), way)
+            for (way, bytes_), ms in zip(made.items(), times[1:], strict=True)
+        ]
+        self._timed = sorted(timed, key=lambda each: each[0].latency_ms)
+        self.seen: list[Judged] = []
+
+    def candidates(self, max_drop: float) -> Iterator[Candidate]:
+        """Give the ways within `max_drop` percentage points of accuracy and the agreement floor, fastest first."""
+        for timed, way in self._timed:
+            for calibration in CALIBRATIONS if way.operators != "weights" else CALIBRATIONS[:1]:
+                content = self._made(way, calibration)
+                if content is None:
+                    continue
+                logits = Graph(content).all_logits(self._material.judging)
+                accuracy = self._accuracy(logits)
+                agreement = float((logits.argmax(1) == self._logits.argmax(1)).mean())
+                judged = Judged(timed.way, calibration, len(content), timed.latency_ms, accuracy, agreement)
+                self.seen.append(judged)
+                within = 100 * (self.float_accuracy - accuracy) <= max_drop + 1e-9
+                if within and agreement >= AGREEMENT_FLOOR:
+                    yield Candidate(content, judged)
+                    break
+
+    @property
+    def table(self) -> list[Judged]:
+        """All that was measured so far: the ways tried, then those that were only timed."""
+        tried = {each.way for each in self.seen}
+        return [*self.seen, *(timed for timed, _ in self._timed if timed.way not in tried)]
+
+    def _made(self, way: Way, calibration: str) -> bytes | None:
+        if calibration not in self._ranges:
+            self._ranges[calibration] = ranges_of(self._model, self._material.calibration, calibration)
+        try:
+            return int8_from_onnx(self._model, way, self._ranges[calibration])
+        except Exception:  # the quantiser's own faults have no common base: a way that it cannot go is not a candidate
+            return None
+
+    def _accuracy(self, logits: Float32Array) -> float:
+        return float((logits.argmax(1) == self._material.targets).mean())
+
+
+def lines(search: Search) -> Iterable[str]:
+    """Give what was measured, as a table to print."""
+    rows = [("way", "calibration", "size", "latency", "accuracy", "agreement")]
+    rows.append(("float32", "", "", f"{search.float_ms:.2f} ms", f"{search.float_accuracy:.2%}", ""))
+    for each in search.table:
+        accuracy = "" if each.accuracy is None else f"{each.accuracy:.2%}"
+        agreement = "" if each.agreement is None else f"{each.agreement:.2%}"
+        size = f"{each.size_bytes / 1e6:.2f} MB"
+        rows.append((each.way, each.calibration, size, f"{each.latency_ms:.2f} ms", accuracy, agreement))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -1,0 +1,73 @@
+"""FP16, for GPUs: weights and arithmetic in half precision, inputs and outputs as they are.
+
+What overflows stays in float32, and so does what prepares the pixels and turns logits into probabilities.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+from clf_export.graphs import fused, largest_values, surroundings, weights_of
+from clf_runtime.preprocess import UInt8Array
+
+_HIGHEST = float(np.finfo(np.float16).max)
+# Pictures that nobody has seen yet may reach further than those of the training did.
+_HEADROOM = 4.0
+
+
+def fp16_from_onnx(content: bytes, pixels: UInt8Array) -> tuple[bytes, tuple[str, ...]]:
+    """Convert a float32 graph.
+
+    Args:
+        content: the ONNX file without metadata.
+        pixels: real pictures, uint8 (N, H, W, C), to see which operators overflow.
+
+    Returns:
+        The converted file, and the operators of the network that stayed in float32 because their values, times the
+        headroom, are beyond float16's.
+    """
+    model = fused(content)
+    overflowing = _overflowing(model, pixels)
+    kept = [*surroundings(model.graph), *(name for name, _ in overflowing)]
+    converted = convert_float_to_float16(
+        model, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=kept
+    )
+    del converted.graph.value_info[:]
+    return _in_order(converted).SerializeToString(deterministic=True), tuple(kind for _, kind in overflowing)
+
+
+def _overflowing(model: onnx.ModelProto, pixels: UInt8Array) -> list[tuple[str, str]]:
+    """Give name and operator of each node that takes or gives values which float16 might not hold."""
+    weights = {name: _largest(each) for name, each in weights_of(model.graph).items()}
+    beyond = {name for name, value in largest_values(model, pixels).items() if not value * _HEADROOM <= _HIGHEST}
+    beyond |= {name for name, value in weights.items() if not value <= _HIGHEST}
+    outside = set(surroundings(model.graph))
+    return [
+        (node.name, node.op_type)
+        for node in model.graph.node
+        if node.name not in outside and any(name in beyond for name in (*node.input, *node.output))
+    ]
+
+
+def _largest(tensor: onnx.TensorProto) -> float:
+    return float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0))
+
+
+def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put each node behind those that it needs: the converter appends its casts at the end."""
+    made = {name for node in model.graph.node for name in node.output}
+    waiting = list(model.graph.node)
+    known: set[str] = set()
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        ready = [node for node in waiting if all(name in known or name not in made for name in node.input)]
+        ordered += ready
+        known.update(name for node in ready for name in node.output)
+        done = {id(node) for node in ready}
+        waiting = [node for node in waiting if id(node) not in done]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return model

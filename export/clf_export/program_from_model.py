@@ -1,0 +1,25 @@
+"""The module as a graph of torch's own operators; ONNX and pt2 are both made from it, traced once."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from clf_export.deployable import Deployable, example
+from clf_runtime.errors import ModelRefused
+from clf_runtime.spec import ModelSpec
+
+
+def program_from_model(module: Deployable, spec: ModelSpec) -> ExportedProgram:
+    """Trace the module with N dynamic. Raises ModelRefused where torch cannot."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch, about torch
+        try:
+            return torch.export.export(module, (example(spec),), dynamic_shapes=({0: Dim("N")},), strict=False)
+        except Exception as error:  # torch's own faults have no common base
+            reason = " ".join(str(error).split())[:300]
+            raise ModelRefused(
+                f"{spec.architecture}: torch.export cannot trace it for any number of pictures: {reason}"
+            ) from None

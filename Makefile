@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench · make lock · make test-kills (long)
+# make demo · make test · make lint · make bench · make lock · make test-kills · make test-runtimes (long)
 # The only things needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-kills lint check bench lock clean
+.PHONY: setup demo test test-kills test-runtimes lint check bench lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -34,6 +34,10 @@ check: setup
 	coverage combine --quiet
 	coverage report
 	pytest --ignore tests/runtime
+
+# The same files on seven releases of onnxruntime, each in an environment of its own: 2 minutes.
+test-runtimes: setup
+	pytest -m "slow or not slow" tests/test_runtimes.py
 
 # A training killed at every change of a file and at 50 random moments: 10 minutes.
 test-kills: setup

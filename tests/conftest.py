@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parent.parent
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -122,7 +123,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     trained = call("clf-train", cwd=folder)
     assert trained.code == 0, trained.err
-    exported = call("clf-export", "--format", "onnx", "--format", "torchscript", cwd=folder)
+    everything = ("-f", "onnx", "-f", "torchscript", "-f", "pt2", "-p", "fp32", "-p", "fp16", "-p", "int8")
+    exported = call("clf-export", *everything, cwd=folder)
     assert exported.code == 0, exported.err
     (folder / "trained.txt").write_text(trained.out)
     (folder / "exported.txt").write_text(exported.out)
@@ -131,7 +133,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def artifacts(home: Path) -> Path:
-    """The artifacts folder of a real model: trained on the digits, exported to ONNX and TorchScript."""
+    """The artifacts folder of a real model: trained on the digits, exported in every way."""
     return home / "artifacts"
 
 
@@ -145,6 +147,28 @@ def model(artifacts: Path) -> Path:
 def samples(artifacts: Path) -> list[Path]:
     """Real held-out pictures, named LABEL-N.png."""
     return sorted((artifacts / "samples").iterdir())
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of what is tested here."""
+    folder = tmp_path_factory.mktemp("dist")
+    checked(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    return next(folder.glob("*.whl"))
+
+
+def checked(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program that must succeed."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def environment(folder: Path, *needs: object, options: Sequence[str] = ()) -> Path:
+    """Make an environment of its own with these packages; gives its folder."""
+    checked(BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder)
+    checked(BIN / "uv", "pip", "install", "--quiet", *options, "--python", folder / "bin/python", *needs)
+    return folder
 
 
 @pytest.fixture(scope="session")

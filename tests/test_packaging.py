@@ -5,29 +5,15 @@ from __future__ import annotations
 import email
 import json
 import subprocess
-import sys
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from awkward import awkward_pictures
+from conftest import ROOT, checked, environment
 
-ROOT = Path(__file__).parent.parent
 MOST_BYTES = 150_000_000
-
-
-def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)  # type: ignore[call-overload]
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
-    return next(folder.glob("*.whl"))
 
 
 def needs_of(wheel: Path) -> list[str]:
@@ -39,24 +25,16 @@ def needs_of(wheel: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def device(wheel, tmp_path_factory) -> Path:
     """An environment with the wheel and its [cpu] extra, as on a device; gives its folder."""
-    folder = tmp_path_factory.mktemp("device") / "venv"
-    uv = Path(sys.executable).parent / "uv"
-    run(uv, "venv", "--quiet", "--python", sys.executable, folder)
-    run(uv, "pip", "install", "--quiet", "--python", folder / "bin/python", f"{wheel}[cpu]")
-    return folder
+    return environment(tmp_path_factory.mktemp("device") / "venv", f"{wheel}[cpu]")
 
 
 @pytest.fixture(scope="session")
 def oldest(wheel, tmp_path_factory) -> Path:
     """Likewise, with the oldest of each dependency that the wheel allows and this Python has."""
-    folder = tmp_path_factory.mktemp("oldest") / "venv"
-    uv = Path(sys.executable).parent / "uv"
-    run(uv, "venv", "--quiet", "--python", sys.executable, folder)
-    options = ("--quiet", "--resolution", "lowest-direct", "--only-binary", ":all:")
+    options = ("--resolution", "lowest-direct", "--only-binary", ":all:")
     needs = [need.partition(";")[0] for need in needs_of(wheel) if "extra" not in need or "'cpu'" in need]
     assert len(needs) == 4
-    run(uv, "pip", "install", *options, "--python", folder / "bin/python", f"{wheel}[cpu]", *needs)
-    return folder
+    return environment(tmp_path_factory.mktemp("oldest") / "venv", f"{wheel}[cpu]", *needs, options=options)
 
 
 def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
@@ -69,6 +47,7 @@ def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
     assert tops == {"clf_runtime", "clf_train", "clf_export", info}
     assert {f"{package}/py.typed" for package in tops - {info}} <= set(names)
     assert {f"clf_train/{name}" for name in ("report.html.j2", "preview.html.j2", "page.css")} <= set(names)
+    assert {f"clf_export/{name}" for name in ("exported.html.j2", "only_exported.html.j2")} <= set(names)
     assert f"{info}/licenses/LICENSE" in names
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
@@ -95,25 +74,25 @@ def test_on_a_device_it_takes_150_megabytes_at_most(device):
 
 def test_a_device_gives_the_very_answers_that_the_trainer_gives(device, command, home, samples):
     here = command("clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
-    there = run(device / "bin/clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
+    there = checked(device / "bin/clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
     assert there.stdout == here.out
-    assert "passed" in run(device / "bin/clf-run", "--self-test", cwd=home).stdout
+    assert "passed" in checked(device / "bin/clf-run", "--self-test", cwd=home).stdout
 
 
 def test_the_oldest_packages_that_are_allowed_give_the_same_answers(oldest, command, home, tmp_path):
     for name, path in awkward_pictures(tmp_path).items():
         assert path.name == name
-    listed = run(
+    listed = checked(
         oldest / "bin/python", "-c", "import onnxruntime, PIL; print(onnxruntime.__version__, PIL.__version__)"
     )
     assert listed.stdout.split() != [version("onnxruntime"), version("pillow")]
     arguments = ("artifacts/samples", str(tmp_path), "--top", "3", "--format", "jsonl")
     here = [json.loads(line) for line in command("clf-run", *arguments, cwd=home).out.splitlines()]
-    there = [json.loads(line) for line in run(oldest / "bin/clf-run", *arguments, cwd=home).stdout.splitlines()]
+    there = [json.loads(line) for line in checked(oldest / "bin/clf-run", *arguments, cwd=home).stdout.splitlines()]
     assert len(here) == 16 + len(list(tmp_path.iterdir()))
     assert [record["label"] for record in there] == [record["label"] for record in here]
     assert max(abs(one["score"] - other["score"]) for one, other in zip(here, there, strict=True)) <= 1e-4
-    assert "passed" in run(oldest / "bin/clf-run", "--self-test", cwd=home).stdout
+    assert "passed" in checked(oldest / "bin/clf-run", "--self-test", cwd=home).stdout
 
 
 @pytest.mark.parametrize(("program", "extra"), [("clf-train", "train"), ("clf-export", "export")])
@@ -122,7 +101,7 @@ def test_a_command_whose_extra_is_missing_says_what_mends_it(device, tmp_path, p
     assert done.returncode == 4
     assert len(done.stderr.strip().splitlines()) == 1
     assert f'pip install "clf-edge[{extra}]"' in done.stderr
-    assert run(device / "bin" / program, "--help").stdout.startswith(f"Usage: {program}")
+    assert checked(device / "bin" / program, "--help").stdout.startswith(f"Usage: {program}")
 
 
 def test_without_its_extra_the_runtime_says_what_mends_it(device, home):

@@ -7,10 +7,7 @@ integers. Source: onnxruntime's page "Quantize ONNX Models", on U8S8 and reduce_
 
 from __future__ import annotations
 
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 
 from clf_export.deployable import INPUT
 from clf_export.graphs import nodes_with, surroundings, weights_of
+from clf_export.quiet import quiet
 from clf_runtime.preprocess import UInt8Array
 
 CALIBRATIONS = ("minmax", "percentile", "entropy")
@@ -73,7 +71,7 @@ class _Pictures(CalibrationDataReader):  # type: ignore[misc]
 
 def ranges_of(model: onnx.ModelProto, pixels: UInt8Array, calibration: str) -> Any:
     """Run pictures, uint8 (N, H, W, C), and give the range of each activation, as onnxruntime keeps it."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder, "model.onnx")
         onnx.save(model, path)
         calibrator = create_calibrator(
@@ -96,7 +94,7 @@ def int8_from_onnx(model: onnx.ModelProto, way: Way, ranges: Any) -> bytes:
     copied.CopyFrom(model)
     if way.operators == "weights":
         return _with_small_weights(copied)
-    with _quiet():
+    with quiet():
         quantizer = QDQQuantizer(
             copied,
             way.scales == "per channel",
@@ -167,14 +165,3 @@ def _output_axis(node: onnx.NodeProto, axes: int) -> int:
         return 0
     transposed = any(each.name == "transB" and each.i for each in node.attribute)
     return 0 if transposed else axes - 1
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser logs, by the root logger, what it would rather have been given."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from clf_export.deployable import INPUT, OUTPUTS
+from clf_export.quiet import quiet
 from clf_runtime.errors import ModelRefused, WrongUsage
 from clf_runtime.onnx_file import RUNTIMES, footer, metadata_entry
 
@@ -89,10 +88,7 @@ def _proto(program: ExportedProgram, min_runtime: str) -> Any:
 
 
 def _converted(program: ExportedProgram, opset: int) -> Any:
-    # It warns of opset 18 that it would rather write another.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about torch
+    with quiet():
         converted = torch.onnx.export(
             program,
             (),

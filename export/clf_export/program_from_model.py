@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch.export import Dim, ExportedProgram
 
 from clf_export.deployable import Deployable, example
+from clf_export.quiet import quiet
 from clf_runtime.errors import ModelRefused
 from clf_runtime.spec import ModelSpec
 
 
 def program_from_model(module: Deployable, spec: ModelSpec) -> ExportedProgram:
     """Trace the module with N dynamic. Raises ModelRefused where torch cannot."""
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch, about torch
+    with quiet(), torch.no_grad():
         try:
             return torch.export.export(module, (example(spec),), dynamic_shapes=({0: Dim("N")},), strict=False)
         except Exception as error:  # torch's own faults have no common base

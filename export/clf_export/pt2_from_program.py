@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 
 from clf_export.archive import refuse_changed, sealed
+from clf_export.quiet import quiet
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
 
@@ -18,8 +18,7 @@ from clf_runtime.session import Float32Array
 def pt2_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     """Give the file: metadata as extra files, and the digest of all before it."""
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about torch
+    with quiet():
         torch.export.save(program, file, extra_files=dict(metadata))
     return sealed(file.getvalue())
 
@@ -31,8 +30,7 @@ class Pt2Model:
         """Open `path` and read the extra files named by `keys`. Raises ModelRefused."""
         refuse_changed(path)
         self.metadata = dict.fromkeys(keys, "")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             self._module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=self.metadata).module()
 
     def logits(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:

@@ -6,7 +6,6 @@ The one place that touches torch.jit, which torch calls deprecated from 2.11 on;
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from clf_export.archive import refuse_changed, sealed
 from clf_export.deployable import Deployable, example
+from clf_export.quiet import quiet
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
 from clf_runtime.spec import ModelSpec
@@ -21,8 +21,7 @@ from clf_runtime.spec import ModelSpec
 
 def torchscript_from_model(module: Deployable, spec: ModelSpec) -> torch.jit.ScriptModule:
     """Trace the module; N is dynamic, since nothing in it depends on N."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         traced: torch.jit.ScriptModule = torch.jit.trace(module, example(spec))  # type: ignore[no-untyped-call]
     return traced
 
@@ -30,8 +29,7 @@ def torchscript_from_model(module: Deployable, spec: ModelSpec) -> torch.jit.Scr
 def torchscript_bytes(traced: torch.jit.ScriptModule, metadata: Mapping[str, str]) -> bytes:
     """Give the file: metadata as extra files, and the digest of all before it."""
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         torch.jit.save(traced, file, _extra_files=dict(metadata))
     return sealed(file.getvalue())
 
@@ -43,8 +41,7 @@ class TorchScriptModel:
         """Open `path` and read the extra files named by `keys`. Raises ModelRefused."""
         refuse_changed(path)
         extra = dict.fromkeys(keys, "")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             self._module = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location="cpu", _extra_files=extra
             )

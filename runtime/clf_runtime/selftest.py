@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import ModelRefused
@@ -65,7 +66,7 @@ class Outcome:
     pictures: int
     max_difference: float  # of a logit, over all pictures and classes
     worst: str  # the picture that it belongs to
-    flipped: int  # pictures whose label is another one here
+    flipped: int  # pictures whose label is another one here, although the tolerance leaves no doubt of it
     tolerance: float
     provider: str
 
@@ -92,10 +93,17 @@ def replay(classifier: Classifier) -> Outcome:
         pictures=len(test.cases),
         max_difference=float(differences[worst]),
         worst=test.cases[worst].name,
-        flipped=int((logits.argmax(axis=1) != reference.argmax(axis=1)).sum()),
+        flipped=int((_decided(reference, test.tolerance) & (logits.argmax(axis=1) != reference.argmax(axis=1))).sum()),
         tolerance=test.tolerance,
         provider=classifier.provider,
     )
+
+
+def _decided(logits: Float32Array, tolerance: float) -> npt.NDArray[np.bool_]:
+    """Tell, for logits (N, classes), whose best one stays the best if each moves by as much as it may: bool (N,)."""
+    best_two = np.sort(logits, axis=1)[:, -2:]
+    decided: npt.NDArray[np.bool_] = best_two[:, -1] - best_two[:, 0] > 2 * tolerance
+    return decided
 
 
 def _logits(classifier: Classifier, case: Case) -> Float32Array:

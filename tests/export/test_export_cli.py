@@ -12,6 +12,8 @@ import pytest
 from awkward import drawing
 from conftest import BIN
 
+from clf_export.formats import TARGETS
+
 
 @pytest.fixture
 def finished(artifacts, tmp_path) -> Path:
@@ -30,8 +32,9 @@ def names(folder: Path) -> set[str]:
 def test_it_says_what_it_proved_as_a_table(home):
     lines = (home / "exported.txt").read_text().splitlines()
     assert lines[0].split("  ")[0] == "file"
-    assert [line.split()[0] for line in lines[1:]] == ["artifacts/model.onnx", "artifacts/model.torchscript.pt"]
-    assert all(" 359" in line and " MB" in line for line in lines[1:])
+    assert [line.split()[0].partition("/")[2] for line in lines[1:]] == [target.file for target in TARGETS]
+    assert all(" 359" in line and " MB" in line and " ms" in line for line in lines[1:])
+    assert [line.split()[-1] for line in lines[1:]] == ["1.15+", "1.15+", "1.15+", "-", "-"]
 
 
 def test_an_exported_file_is_not_overwritten_unless_asked(command, finished, artifacts):

@@ -1,0 +1,87 @@
+"""The same files on onnxruntime from the oldest that is promised to the newest, each in an environment of its own.
+
+`make test` has the oldest and the newest; `make test-runtimes` all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from conftest import call, checked, environment
+
+OLDEST, NEWEST = "1.15.1", version("onnxruntime")
+BETWEEN = ("1.16.3", "1.17.3", "1.20.1", "1.23.2", "1.26.0")
+FILES = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
+
+# Logits and labels of some pixels, and of the file's own pictures.
+ASK = """
+import json, sys
+import numpy as np
+from clf_runtime import Classifier
+from clf_runtime.onnx_file import SELFTEST_KEY
+from clf_runtime.preprocess import pixels_from_picture
+from clf_runtime.selftest import SelfTest
+classifier = Classifier.load(sys.argv[1], device="cpu")
+cases = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], "").cases
+pixels = np.stack([pixels_from_picture(case.image, classifier.spec.preprocess) for case in cases])
+json.dump(classifier.logits(pixels)[0].tolist(), sys.stdout)
+"""
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    """The artifacts of a network of torchvision, with weights as they are drawn: every operator of a MobileNet."""
+    import torch
+    from awkward import drawing
+    from torchvision.models import mobilenet_v3_small
+
+    home = tmp_path_factory.mktemp("photographs")
+    for label in ("round", "square"):
+        (home / "data" / label).mkdir(parents=True)
+        for number in range(12):
+            drawing(80 + number, 90).convert("RGB").rotate(30 * number).save(home / f"data/{label}/{number}.png")
+    torch.manual_seed(0)
+    network = mobilenet_v3_small(num_classes=2).train()
+    with torch.no_grad():
+        for _ in range(50):  # until batch normalisation knows what it normalises
+            network(torch.rand(8, 3, 64, 64))
+    torch.save(network.state_dict(), home / "weights.pt")
+    imported = call(
+        *("clf-import", "--weights", "weights.pt", "--model", "mobilenet_v3_small", "--labels", "round,square"),
+        *("--data", "data"),
+        cwd=home,
+    )
+    assert imported.code == 0, imported.err
+    # Weights like these know nothing, so there is no accuracy to lose.
+    exported = call("clf-export", "-p", "fp32", "-p", "fp16", "-p", "int8", "--max-drop", 100, cwd=home)
+    assert exported.code == 0, exported.err
+    return home / "artifacts"
+
+
+@pytest.mark.parametrize("release", [OLDEST, *(pytest.param(each, marks=pytest.mark.slow) for each in BETWEEN), NEWEST])
+def test_every_onnxruntime_gives_the_answers_that_were_proven(release, wheel, artifacts, photographs, tmp_path):
+    numpy = "numpy<2" if tuple(map(int, release.split(".")[:2])) < (1, 19) else "numpy"
+    device = environment(tmp_path / "venv", wheel, f"onnxruntime=={release}", numpy)
+    for folder in (artifacts, photographs):
+        for name in FILES:
+            said = checked(device / "bin/clf-run", "--self-test", "--model", folder / name).stdout
+            assert "passed" in said
+            assert "labels flipped 0" in said
+            there = json.loads(checked(device / "bin/python", "-c", ASK, folder / name).stdout)
+            here = json.loads(checked("python", "-c", ASK, folder / name).stdout)
+            assert [row.index(max(row)) for row in there] == [row.index(max(row)) for row in here]
+            if name == "model.onnx":
+                difference = re.search(r"difference of a logit\| (\S+)", said)
+                assert float(difference[1]) <= 1e-4
+                assert (
+                    max(
+                        abs(a - b)
+                        for one, other in zip(here, there, strict=True)
+                        for a, b in zip(one, other, strict=True)
+                    )
+                    <= 1e-4
+                )

@@ -22,6 +22,9 @@ OLDEST_RUNTIME = RUNTIMES[0][0]
 OPSET = 18
 IR_VERSION = 8
 
+# A protobuf message has 2 GiB at most; a part of it is for the graph, and for what travels with it.
+_MOST_BYTES = 2**31 - 2**24
+
 
 def onnx_from_program(program: ExportedProgram, min_runtime: str = OLDEST_RUNTIME) -> bytes:
     """Give the graph as an ONNX file without metadata, for onnxruntime `min_runtime` and later.
@@ -32,6 +35,7 @@ def onnx_from_program(program: ExportedProgram, min_runtime: str = OLDEST_RUNTIM
     Raises ModelRefused, naming the operators that no opset has which that version reads.
     """
     highest = highest_opset(min_runtime)
+    _refuse_too_large(program)
     proto = _proto(program, min_runtime)
     opset = opset_of(proto)
     if opset > highest:
@@ -46,6 +50,15 @@ def onnx_from_program(program: ExportedProgram, min_runtime: str = OLDEST_RUNTIM
         _strip(function)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _refuse_too_large(program: ExportedProgram) -> None:
+    size_bytes = sum(each.numel() * each.element_size() for each in program.state_dict.values())
+    if size_bytes > _MOST_BYTES:
+        raise ModelRefused(
+            f"its weights take {size_bytes / 1e9:.1f} GB, and one ONNX file holds {_MOST_BYTES / 1e9:.1f} GB at most; "
+            "--format pt2 has no such limit"
+        )
 
 
 def highest_opset(min_runtime: str) -> int:

@@ -1,0 +1,98 @@
+"""Every classifier of torchvision.models, exported: does the ONNX file give what PyTorch gives?
+
+usage: zoo.py [NAME]...
+
+The weights are random, and so are the 8 pictures: what is asked is whether the graph is the network. A difference is told
+as a share of the logits' scale, their largest |value|, and has to stay within 1e-4. Names given leave the other rows of
+the table as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from datetime import datetime, timezone
+
+import numpy as np
+import torch
+from measure import RESULTS, keep
+
+from clf_export.deployable import Deployable
+from clf_export.graphs import Graph
+from clf_export.onnx_from_program import onnx_from_program
+from clf_export.program_from_model import program_from_model
+from clf_runtime.errors import ClfError
+from clf_runtime.spec import ModelSpec
+from clf_train.models import build
+from clf_train.order import Order, input_of
+from clf_train.registry import TORCHVISION
+
+CLASSES = 1000
+PICTURES = 8
+WITHIN = 1e-4
+
+
+def row(name: str) -> dict[str, object]:
+    """Export one network and compare it with eager PyTorch."""
+    torch.manual_seed(0)
+    how, normalize = input_of(Order(model=name), name)
+    spec = ModelSpec(
+        architecture=name,
+        labels=tuple(map(str, range(CLASSES))),
+        preprocess=how,
+        normalize=normalize,
+        temperature=1.0,
+        metrics=None,
+        provenance=None,
+    )
+    module = Deployable(build(name, how.shape, CLASSES).eval(), spec).eval()
+    parameters = sum(each.numel() for each in module.parameters())
+    result: dict[str, object] = {
+        "model": name,
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "input": f"{how.height}x{how.width}",
+        "parameters": f"{parameters / 1e6:.1f} M",
+    }
+    started = time.perf_counter()
+    try:
+        content = onnx_from_program(program_from_model(module, spec))
+    except ClfError as refusal:
+        return result | {"reached": False, "reason": str(refusal)}
+    seconds = time.perf_counter() - started
+    pixels = np.random.default_rng(0).integers(0, 256, (PICTURES, *how.shape), dtype=np.uint8)
+    with torch.inference_mode():
+        wanted = module(torch.from_numpy(pixels))[0].numpy()
+    del module
+    given = Graph(content).logits(pixels)[0]
+    scale = float(np.abs(wanted).max())
+    difference = float(np.abs(given - wanted).max()) / scale
+    return result | {
+        "seconds": round(seconds, 1),
+        "size": f"{len(content) / 1e6:.1f} MB",
+        "logits' scale": float(f"{scale:.2g}"),
+        "difference / scale": float(f"{difference:.1e}"),
+        "reached": difference <= WITHIN,
+    }
+
+
+def main() -> None:
+    """Export, compare, and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TORCHVISION])
+    names = parser.parse_args().names or sorted(TORCHVISION)
+    path = RESULTS / "zoo.json"
+    before = json.loads(path.read_text())["result"] if path.exists() else []
+    known = {each["model"]: each for each in before}
+    for name in names:
+        known[name] = row(name)
+        print(json.dumps(known[name], ensure_ascii=False), file=sys.stderr, flush=True)
+        gc.collect()
+    ordered = [known[name] for name in sorted(known)]
+    keep("zoo", ordered, ["torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"])
+
+
+if __name__ == "__main__":
+    main()

@@ -15,10 +15,9 @@ from clf_runtime.command import ARTIFACTS_OPTION, run, say
 from clf_runtime.errors import EXIT_DONE, EXIT_REFUSED, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from clf_runtime.predictions import Result
+    from clf_runtime.answering import Order, Tally
 
 
 @click.command(
@@ -28,6 +27,8 @@ Examples:
   clf-run img.jpg
   clf-run artifacts/samples --top 3
   clf-run photos -r --format jsonl > answers.jsonl
+  clf-run photos -r --format csv --output answers.csv --resume
+  clf-run photos --threshold 0.8 --annotate annotated
   cat img.jpg | clf-run - --model model.onnx
   clf-run --self-test
 
@@ -40,13 +41,23 @@ Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage, 3 model refused,
 @click.option("--model", "-m", metavar="FILE", help="The exported model.  [default: model.onnx in --artifacts]")
 @click.option("--top", "-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels to give.")
 @click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="P",
+    help="Label answers with a score below P as unknown.  [default: none]",
+)
+@click.option(
     "--format",
     "output_format",
     type=click.Choice(["text", "jsonl", "json", "csv"]),
     default="text",
     show_default=True,
-    help="How answers are written to stdout. In text, failures go to stderr; else they keep their place.",
+    help="How answers are written. In text, failures go to stderr; else they keep their place.",
 )
+@click.option("--output", "-o", metavar="FILE", help="Write to FILE, complete or not at all, instead of stdout.")
+@click.option("--resume", is_flag=True, help="Go on with the --output of a run that was cut off.")
+@click.option("--annotate", metavar="DIR", help="Write the pictures with their answers drawn on into DIR.")
 @click.option("--recursive", "-r", is_flag=True, help="Look into the folders of a folder too.")
 @click.option(
     "--device",
@@ -65,7 +76,11 @@ def command(
     artifacts: str,
     model: str | None,
     top: int,
+    threshold: float,
     output_format: str,
+    output: str | None,
+    resume: bool,
+    annotate: str | None,
     recursive: bool,
     device: str,
     threads: int | None,
@@ -77,25 +92,40 @@ def command(
 
     Prints PATH, LABEL and PROBABILITY, separated by tabs, in the order of what was named.
     """
-    path = _model_path(model, artifacts)
+    from pathlib import Path
+
+    path = Path(model) if model is not None else Path(artifacts) / ONNX
     if info:
         return _print_info(path, output_format)
     if self_test:
         return _print_self_test(path, device, threads)
     if not pictures:
         raise click.UsageError("Nothing to classify: name a picture or a folder, or - for stdin.")
-    return _print_predictions(path, pictures, recursive, top, output_format, device, threads, batch_size)
+    if resume and output is None:
+        raise click.UsageError("--resume goes on with a file: name it with --output.")
+    from clf_runtime.answering import Order
+
+    return _answer(
+        Order(
+            model=path,
+            pictures=pictures,
+            recursive=recursive,
+            top=top,
+            threshold=threshold,
+            output_format=output_format,
+            device=device,
+            threads=threads,
+            batch_size=batch_size,
+            output=None if output is None else Path(output),
+            resume=resume,
+            annotate=None if annotate is None else Path(annotate),
+        )
+    )
 
 
 def main() -> NoReturn:
     """Run the command; the entry point."""
     run(command)
-
-
-def _model_path(model: str | None, folder: str) -> Path:
-    from pathlib import Path
-
-    return Path(model) if model is not None else Path(folder) / ONNX
 
 
 def _print_info(path: Path, output_format: str) -> int:
@@ -124,57 +154,36 @@ def _print_self_test(path: Path, device: str, threads: int | None) -> int:
     return EXIT_DONE if outcome.passed else EXIT_REFUSED
 
 
-def _print_predictions(
-    path: Path,
-    arguments: tuple[str, ...],
-    recursive: bool,
-    top: int,
-    output_format: str,
-    device: str,
-    threads: int | None,
-    batch_size: int,
-) -> int:
+def _answer(order: Order) -> int:
     import sys
-    from itertools import chain, islice
 
-    from clf_runtime.classifier import Classifier
-    from clf_runtime.machine import usable_cores
-    from clf_runtime.pictures import named_pictures
-    from clf_runtime.predictions import lines
+    from clf_runtime.answering import answer
+    from clf_runtime.progress import Terminal
 
-    found = named_pictures(arguments, recursive)
-    first = list(islice(found, 2))
-    cores = threads or usable_cores()
-    # One picture gets every core; of many, each gets its own.
-    classifier = Classifier.load(path, device=device, threads=cores, workers=cores if len(first) > 1 else 1)
-    count = _Count()
-    results = classifier.predict_named(chain(first, found), batch_size=batch_size, top=top)
     # Names are bytes to the system: what is not UTF-8 goes out as it came in.
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
-    for line in lines(count.counted(results, told=output_format == "text"), output_format):
-        sys.stdout.write(line)
-        sys.stdout.flush()
-    say(
-        f"clf-run: {count.pictures} {'picture' if count.pictures == 1 else 'pictures'}, "
-        f"{count.failures} failed, on {classifier.provider}"
-    )
-    return EXIT_SOME_FAILED if count.failures else EXIT_DONE
+    terminal = Terminal(order)
+    try:
+        tally = answer(order, _write, terminal)
+    finally:
+        terminal.clear()
+    say(_summary(tally))
+    return EXIT_SOME_FAILED if tally.failures else EXIT_DONE
 
 
-class _Count:
-    """Counts results as they pass, and tells of failures where the output format has no place for them."""
+def _write(line: str) -> None:
+    import sys
 
-    def __init__(self) -> None:
-        self.pictures = 0
-        self.failures = 0
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
-    def counted(self, results: Iterable[Result], told: bool) -> Iterator[Result]:
-        from clf_runtime.predictions import Failure
 
-        for result in results:
-            self.pictures += 1
-            if isinstance(result, Failure):
-                self.failures += 1
-                if told:
-                    say(f"clf-run: {result}")
-            yield result
+def _summary(tally: Tally) -> str:
+    from clf_runtime.progress import per_second
+
+    parts = [f"{tally.pictures:,} {'picture' if tally.pictures == 1 else 'pictures'}", f"{tally.failures:,} failed"]
+    if tally.before:
+        parts[0] += f" ({tally.before:,} of them by the run before)"
+    if tally.pictures > tally.before:
+        parts.append(per_second(tally.rate()))
+    return f"clf-run: {', '.join(parts)}, on {tally.provider}"

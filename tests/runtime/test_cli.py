@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ def test_text_gives_path_label_and_probability_in_order(command, home, samples):
     assert [row[0] for row in rows] == [f"artifacts/samples/{path.name}" for path in samples]
     assert all(len(row) == 3 and 0 < float(row[2]) <= 1 for row in rows)
     assert sum(row[1] == path.name.partition("-")[0] for row, path in zip(rows, samples, strict=True)) >= 15
-    assert done.error == "clf-run: 16 pictures, 0 failed, on CPUExecutionProvider"
+    assert re.fullmatch(r"clf-run: 16 pictures, 0 failed, [\d,.]+ pictures/s, on CPUExecutionProvider", done.error)
 
 
 def test_all_formats_say_the_same(command, home, samples):
@@ -72,7 +73,7 @@ def test_a_bad_picture_is_a_record_in_its_place_and_the_rest_goes_on(command, ar
     assert [record["path"] for record in records] == mixed
     assert [sorted(record) for record in records[1:5]] == [["error", "path"]] * 4
     assert {record["path"]: record["error"]["kind"] for record in records[1:5]} == FAULTS
-    assert done.error == "clf-run: 6 pictures, 4 failed, on CPUExecutionProvider"
+    assert done.error.startswith("clf-run: 6 pictures, 4 failed, ")
 
 
 def test_in_csv_a_bad_picture_is_a_row_of_rank_0(command, artifacts, mixed):

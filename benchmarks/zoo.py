@@ -2,9 +2,9 @@
 
 usage: zoo.py [NAME]...
 
-The weights are random, and so are the 8 pictures: what is asked is whether the graph is the network. A difference is told
-as a share of the logits' scale, their largest |value|, and has to stay within 1e-4. Names given leave the other rows of
-the table as they are.
+The weights are random, and so are the 8 pictures: what is asked is whether the graph is the network. A difference is
+told as a share of the logits' scale, their largest |value|, and has to stay within 1e-4. Names given leave the other
+rows of the table as they are.
 """
 
 from __future__ import annotations

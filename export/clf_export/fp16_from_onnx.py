@@ -35,6 +35,7 @@ def fp16_from_onnx(content: bytes, pixels: UInt8Array) -> tuple[bytes, tuple[str
         model, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=kept
     )
     del converted.graph.value_info[:]
+    _keep_between(converted.graph)
     return _in_order(converted).SerializeToString(deterministic=True), tuple(kind for _, kind in overflowing)
 
 
@@ -55,10 +56,39 @@ def _largest(tensor: onnx.TensorProto) -> float:
     return float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0))
 
 
+def _keep_between(graph: onnx.GraphProto) -> None:
+    """Let float32 go from one kept operator to the next as it is: the converter casts it to float16 and back."""
+    halved = {node.output[0]: node.input[0] for node in graph.node if _is_cast(node, onnx.TensorProto.FLOAT16)}
+    back = {
+        node.output[0]: halved[node.input[0]]
+        for node in graph.node
+        if _is_cast(node, onnx.TensorProto.FLOAT) and node.input[0] in halved
+    }
+    outputs = {each.name for each in graph.output}
+    for node in graph.node:
+        for at, name in enumerate(node.input):
+            node.input[at] = back.get(name, name)
+    for node in [node for node in graph.node if node.output[0] in back]:
+        if node.output[0] in outputs:
+            node.CopyFrom(onnx.helper.make_node("Identity", [back[node.output[0]]], [node.output[0]], node.name))
+        else:
+            graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input} | outputs
+    for node in [node for node in graph.node if node.output[0] in halved and node.output[0] not in used]:
+        graph.node.remove(node)
+
+
+def _is_cast(node: onnx.NodeProto, to: int) -> bool:
+    return node.op_type == "Cast" and any(each.name == "to" and each.i == to for each in node.attribute)
+
+
 def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put each node behind those that it needs: the converter appends its casts at the end."""
-    made = {name for node in model.graph.node for name in node.output}
-    waiting = list(model.graph.node)
+    """Put each node behind those that it needs: the converter appends its casts at the end.
+
+    It also casts a tensor twice that a node takes twice, under one name.
+    """
+    waiting = list({tuple(node.output): node for node in model.graph.node}.values())
+    made = {name for node in waiting for name in node.output}
     known: set[str] = set()
     ordered: list[onnx.NodeProto] = []
     while waiting:

@@ -39,9 +39,9 @@ check: setup
 test-runtimes: setup
 	pytest -m "slow or not slow" tests/test_runtimes.py
 
-# A training killed at every change of a file and at 50 random moments: 10 minutes.
+# A training killed at every change of a file and at 50 random moments, and an export likewise: 10 minutes.
 test-kills: setup
-	pytest -m slow tests/train/test_resume.py
+	pytest -m slow -o faulthandler_timeout=1800 tests/train/test_resume.py tests/export/test_kills.py
 
 bench: setup
 	python benchmarks/cold_start.py

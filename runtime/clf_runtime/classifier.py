@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clf_runtime import onnx_file
-from clf_runtime.errors import ModelRefused, PictureRefused
+from clf_runtime.decoding import Decode
+from clf_runtime.errors import ModelRefused
 from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.pictures import Named
+from clf_runtime.pipeline import results
 from clf_runtime.predictions import Failure, Prediction, Result, Score
 from clf_runtime.preprocess import Picture, UInt8Array, pixels_from_picture
 from clf_runtime.session import Float32Array, Session
 from clf_runtime.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
 # Measured in the design: 8 pictures a batch is where MobileNetV3-small and ResNet-18 stop getting faster.
 BATCH_SIZE = 8
-
-# Chunks under way per worker: one that runs, one that waits, so that no worker idles while results are taken.
-_CHUNKS_PER_WORKER = 2
 
 
 class Classifier:
@@ -87,9 +80,8 @@ class Classifier:
         Raises PictureRefused.
         """
         pixels = pixels_from_picture(picture, self.spec.preprocess)
-        _, probabilities = self._session.run(pixels[None])
         path = os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else None
-        return self._prediction(path, probabilities[0], top)
+        return Prediction(path, *next(self._answers(pixels[None], top)), self.provider)
 
     def logits(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
@@ -106,65 +98,38 @@ class Classifier:
         self, pictures: Iterable[Named], *, batch_size: int = BATCH_SIZE, top: int = 1
     ) -> Iterator[Result]:
         """Classify what `clf_runtime.pictures` found, lazily, in order."""
-        chunks = _chunks(iter(pictures), batch_size)
-        for results in _in_order(lambda chunk: self._classify(chunk, top), chunks, self._workers):
-            yield from results
 
-    def _classify(self, chunk: list[Named], top: int) -> list[Result]:
-        """Decode a chunk and run what could be decoded as one batch; failures keep their places."""
-        decoded = [_pixels_or_failure(each, self.spec) for each in chunk]
-        pixels = [each for each in decoded if isinstance(each, np.ndarray)]
-        rows = iter(self._session.run(np.stack(pixels))[1] if pixels else ())
+        def classify(chunk: list[Named], decode: Decode) -> list[Result]:
+            return self._classified(chunk, decode, batch_size, top)
+
+        return results(iter(pictures), classify, self.spec.preprocess, self._workers, batch_size)
+
+    def _classified(self, chunk: list[Named], decode: Decode, batch_size: int, top: int) -> list[Result]:
+        """Decode a chunk and run what could be decoded; failures keep their places."""
+        pixels, refused = decode([named.source for named in chunk])
+        answers = (
+            answer
+            for start in range(0, len(pixels), batch_size)
+            for answer in self._answers(pixels[start : start + batch_size], top)
+        )
         return [
-            each if isinstance(each, Failure) else self._prediction(named.name, next(rows), top)
-            for named, each in zip(chunk, decoded, strict=True)
+            Failure(named.name, refused[at].kind, str(refused[at]))
+            if at in refused
+            else Prediction(named.name, *next(answers), self.provider)
+            for at, named in enumerate(chunk)
         ]
 
-    def _prediction(self, path: str | None, probabilities: Float32Array, top: int) -> Prediction:
+    def _answers(self, pixels: UInt8Array, top: int) -> Iterator[tuple[str, int, float, tuple[Score, ...]]]:
+        """Give label, index, probability and the first `top` of each picture, (N, H, W, C)."""
+        _, probabilities = self._session.run(pixels)
+        if top == 1:
+            best = probabilities.argmax(axis=1)[:, None]
+        else:
+            best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
         labels = self.spec.labels
-        best = np.argsort(-probabilities, kind="stable")[: max(1, top)] if top > 1 else [probabilities.argmax()]
-        scores = tuple(Score(labels[index], float(probabilities[index])) for index in best)
-        return Prediction(path, scores[0].label, int(best[0]), scores[0].score, scores, self.provider)
-
-
-def _pixels_or_failure(named: Named, spec: ModelSpec) -> UInt8Array | Failure:
-    try:
-        if isinstance(named.source, PictureRefused):
-            raise named.source
-        return pixels_from_picture(named.source, spec.preprocess)
-    except PictureRefused as refusal:
-        return Failure(named.name, refusal.kind, str(refusal))
-
-
-def _chunks(pictures: Iterator[Named], size: int) -> Iterator[list[Named]]:
-    while chunk := list(islice(pictures, size)):
-        yield chunk
-
-
-def _in_order(
-    work: Callable[[list[Named]], list[Result]], chunks: Iterator[list[Named]], workers: int
-) -> Iterator[list[Result]]:
-    """Map `work` over `chunks` in `workers` threads, each chunk decoded and run by the same thread.
-
-    A thread per core that does all of a chunk's work left no core waiting (0.98 of the limit); threads that
-    decode for one that runs reached 0.55 to 0.92.
-    """
-    if workers == 1:
-        yield from map(work, chunks)
-        return
-    from concurrent.futures import ThreadPoolExecutor  # 4 ms that one picture does not need
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="clf")
-    under_way: deque[Future[list[Result]]] = deque()
-    try:
-        for chunk in chunks:
-            under_way.append(pool.submit(work, chunk))
-            if len(under_way) >= workers * _CHUNKS_PER_WORKER:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for indices, values in zip(best.tolist(), np.take_along_axis(probabilities, best, 1).tolist(), strict=True):
+            scores = tuple(Score(labels[index], value) for index, value in zip(indices, values, strict=True))
+            yield scores[0].label, indices[0], scores[0].score, scores
 
 
 def _refuse_misfit(file: OnnxFile, spec: ModelSpec, session: Session) -> None:

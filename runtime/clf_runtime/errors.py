@@ -54,6 +54,10 @@ class PictureRefused(ClfError, ValueError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type[PictureRefused], tuple[str, str]]:
+        # It comes from processes that decode.
+        return type(self), (self.kind, str(self))
+
 
 # kind → what it means; records in jsonl, json and csv carry the kind.
 PICTURE_FAULTS = {

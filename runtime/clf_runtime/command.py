@@ -68,8 +68,12 @@ _MACHINE_ERRNOS = {
 }
 
 
-def run(command: click.Command) -> NoReturn:
-    """Run `command` on `sys.argv` and exit with the code that DESIGN gives to how it went."""
+def run(command: click.Command, *, leave_at_once: bool = False) -> NoReturn:
+    """Run `command` on `sys.argv` and exit with the code that DESIGN gives to how it went.
+
+    `leave_at_once` spares Python and onnxruntime to take themselves apart, a fifth of the time of one answer: for
+    commands that leave nothing to be done at exit.
+    """
     program = command.name or "clf"
     if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:
         command.main(prog_name=program)  # shell completion; exits
@@ -78,6 +82,11 @@ def run(command: click.Command) -> NoReturn:
     warnings.filterwarnings("ignore", module="PIL")
     code = _exit_code(command, program)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be tidied up
+    if leave_at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # what was wrong with it is told already
+                stream.flush()
+        os._exit(code)
     sys.exit(code)
 
 

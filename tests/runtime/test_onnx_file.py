@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from rewriting import rewritten
 
 from clf_runtime import onnx_file
 from clf_runtime.errors import ModelRefused
@@ -181,3 +182,10 @@ def test_the_footer_has_the_80_bytes_that_the_format_gives_it():
 )
 def test_the_oldest_runtime_follows_from_opset_and_ir(tmp_path, opset, ir_version, version):
     assert OnnxFile(tmp_path, 1, "", ir_version, opset, {}).oldest_runtime == version
+
+
+def test_a_large_file_is_checked_as_a_small_one_is(model, tmp_path):
+    path = rewritten(model, tmp_path / "large.onnx", **{"clf.note": "large " * 300_000})
+    content = path.read_bytes()
+    assert onnx_file.read(path).sha256 == hashlib.sha256(content[:-FOOTER_BYTES]).hexdigest()
+    assert "digest" in refusal(tmp_path / "model.onnx", content[:500_000] + b"?" + content[500_001:])

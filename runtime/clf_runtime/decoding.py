@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -52,9 +52,10 @@ class Decoders:
         self._how = how
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._all: list[_Process] = []
-        for _ in range(count):
-            self._all.append(_Process(how, self._all))
-            self._idle.put(self._all[-1])
+        with contextlib.suppress(OSError):  # this machine lets us have no more of them
+            for _ in range(count):
+                self._all.append(_Process(how, self._all))
+                self._idle.put(self._all[-1])
 
     def __enter__(self) -> Decoders:
         return self
@@ -64,6 +65,8 @@ class Decoders:
 
     def __call__(self, sources: Sequence[Source]) -> Decoded:
         """Decode some pictures into one array, in the next process that is free."""
+        if not self._all:
+            return decoded(sources, self._how)
         process = self._idle.get()
         try:
             return process.decoded(sources)
@@ -90,22 +93,12 @@ class _Process:
     def __init__(self, how: Preprocess, before: Sequence[_Process]) -> None:
         requests, self._requests = _pipe()
         self._answers, answers = _pipe()
-        us = os.getpid()
-        try:
-            with warnings.catch_warnings():
-                # Python 3.12 warns of numpy's threads, which wait for matrices that nobody multiplies here.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self._id = os.fork()
-            if self._id == 0:
-                for other in (*before, self):  # else they would not see that the first process has ended
-                    other._requests.close()
-                    other._answers.close()
-                _serve(requests, answers, how)
-        finally:
-            if os.getpid() != us:
-                os._exit(0)
-        requests.close()
-        answers.close()
+        with requests, answers:  # the new process keeps its own
+            try:
+                self._id = _forked(lambda: _serve(requests, answers, how, (*before, self)))
+            except OSError:
+                self.close_pipes()
+                raise
 
     def decoded(self, sources: Sequence[Source]) -> Decoded:
         pickle.dump(sources, self._requests, pickle.HIGHEST_PROTOCOL)
@@ -114,10 +107,34 @@ class _Process:
         return answer
 
     def close(self) -> None:
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        self.close_pipes()
         os.waitpid(self._id, 0)
+
+    def close_pipes(self) -> None:
+        for pipe in (self._requests, self._answers):
+            with contextlib.suppress(OSError):  # what was to be written reaches nobody
+                pipe.close()
+
+
+def _forked(work: Callable[[], None]) -> int:
+    """Do `work` in a process of its own, and give its number. Raises OSError."""
+    us = os.getpid()
+    # Ctrl-C is the first process's to answer, from the first moment on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of numpy's threads, which wait for matrices that nobody multiplies here.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process = os.fork()
+        if process == 0:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            work()
+        return process
+    finally:
+        if os.getpid() != us:
+            os._exit(0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _pipe() -> tuple[BinaryIO, BinaryIO]:
@@ -125,10 +142,10 @@ def _pipe() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(reading, "rb"), os.fdopen(writing, "wb")
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO, how: Preprocess) -> None:
+def _serve(requests: BinaryIO, answers: BinaryIO, how: Preprocess, ends: Iterable[_Process]) -> None:
     """In a forked process: answer until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's to answer
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for process in ends:  # with a copy of them, nobody would see that the first process has ended
+        process.close_pipes()
     while True:
         pickle.dump(decoded(pickle.load(requests), how), answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -98,6 +99,16 @@ def test_nothing_is_forked_beside_another_thread(parallel, samples):
     done.set()
     other.join()
     assert not started
+
+
+def test_where_no_process_can_be_had_threads_do_it(parallel, samples, monkeypatch):
+    def fail() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fail)
+    results = list(parallel.predict_files(islice(cycle(samples), 300)))
+    assert len(results) == 300
+    assert not any(isinstance(result, Failure) for result in results)
 
 
 def test_large_pictures_are_decoded_by_threads(parallel, tmp_path):

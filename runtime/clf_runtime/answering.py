@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from clf_runtime import __version__
 from clf_runtime.classifier import Classifier
 from clf_runtime.machine import usable_cores
-from clf_runtime.pictures import STDIN, Named, named_pictures
+from clf_runtime.pictures import Named, is_read_once, named_pictures
 from clf_runtime.predictions import Failure, Result, lines
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def answer(order: Order, write: Callable[[str], object], watch: Watch) -> Tally:
 
 def count(order: Order) -> int:
     """Count the pictures that are named, without touching one."""
-    named = [each for each in order.pictures if each != STDIN]
+    named = [each for each in order.pictures if not is_read_once(each)]
     return sum(1 for _ in named_pictures(named, order.recursive)) + len(order.pictures) - len(named)
 
 

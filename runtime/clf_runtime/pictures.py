@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clf_runtime.errors import PictureRefused
-from clf_runtime.preprocess import SUFFIXES
+from clf_runtime.preprocess import SUFFIXES, unreachable
 
 STDIN = "-"
+LIST = "@"
+_PATTERN = frozenset("*?[")
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,57 @@ def named_pictures(arguments: Iterable[str], recursive: bool) -> Iterator[Named]
     """Give a picture for each file, and one for each picture file in each folder, sorted by name.
 
     A file is tried whatever it is called; in a folder the suffix decides, and hidden files are passed over.
-    A name with nothing behind it is given all the same: its record will say so, in its place.
+    A name with nothing behind it is given all the same: its record will say so, in its place. Only then is it
+    looked at as a list (@FILE) or as a pattern that no shell has expanded.
     """
     for argument in arguments:
         if argument == STDIN:
             yield Named(STDIN, sys.stdin.buffer.read())
-        elif not Path(argument).is_dir():
-            yield Named(argument, argument)
+        elif os.path.lexists(argument):
+            yield from _named(argument, recursive)
+        elif argument.startswith(LIST):
+            yield from _listed(argument, recursive)
+        elif _PATTERN & set(argument):
+            yield from _matching(argument, recursive)
         else:
-            yield from _in_folder(argument, recursive)
+            yield Named(argument, argument)
+
+
+def is_read_once(argument: str) -> bool:
+    """Say whether a second look at this argument would find nothing: stdin, or a list that comes through a pipe."""
+    return argument == STDIN or (argument.startswith(LIST) and not Path(argument[1:]).is_file())
+
+
+def _named(name: str, recursive: bool) -> Iterator[Named]:
+    if Path(name).is_dir():
+        yield from _in_folder(name, recursive)
+    else:
+        yield Named(name, name)
+
+
+def _matching(pattern: str, recursive: bool) -> Iterator[Named]:
+    import glob  # most runs do without
+
+    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob drops a leading ./)
+    for name in names:
+        yield from _named(name, recursive)
+    if not names:
+        yield Named(pattern, PictureRefused("not-found", "nothing has this name, and nothing matches it"))
+
+
+def _listed(argument: str, recursive: bool) -> Iterator[Named]:
+    """Give what a list names: a file or a folder on each line, or up to each zero byte where it has one."""
+    try:
+        content = sys.stdin.buffer.read() if argument == LIST + STDIN else Path(argument[1:]).read_bytes()
+    except OSError as error:
+        yield Named(argument, unreachable(error))
+        return
+    content = content.removeprefix(codecs.BOM_UTF8)
+    names = content.split(b"\0") if b"\0" in content else content.replace(b"\r\n", b"\n").split(b"\n")
+    for name in filter(None, names):
+        yield from _named(os.fsdecode(name), recursive)
+    if not any(names):
+        yield Named(argument, PictureRefused("empty", "it is a list without names"))
 
 
 def _in_folder(folder: str, recursive: bool) -> Iterator[Named]:

@@ -223,11 +223,16 @@ def _binary_file(picture: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[byte
     if not isinstance(picture, (str, os.PathLike)):
         return io.BytesIO(picture.read())
     # Opening a pipe waits for a writer that may never come, so look first.
-    found = os.stat(picture)  # noqa: PTH116 (making a Path costs more than looking)
+    try:
+        found = os.stat(picture)  # noqa: PTH116 (making a Path costs more than looking)
+    except ValueError:  # a zero byte, or a surrogate
+        raise PictureRefused("not-found", "no file can have this name") from None
     if stat.S_ISDIR(found.st_mode):
         raise PictureRefused("not-a-file", "it is a folder")
     if not stat.S_ISREG(found.st_mode):
         raise PictureRefused("not-a-file", "it is a device, a pipe or a socket")
+    if not found.st_size:
+        raise PictureRefused("empty", "it has zero bytes")  # unopened: some of /proc's wait for ever
     file = io.FileIO(picture)
     if found.st_size > _READ_AT_ONCE_BYTES:
         return io.BufferedReader(file)

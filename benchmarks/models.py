@@ -1,38 +1,41 @@
-"""Models to measure speed with: networks by name with fresh weights, exported as clf-export does it, unproven."""
+"""Models to measure speed with: networks by name with fresh weights, exported as clf-export does it, unproven.
+
+usage: models.py NAME FOLDER
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
 
 from clf_export.deployable import Deployable
-from clf_export.onnx_from_model import onnx_from_model, with_metadata
+from clf_export.onnx_from_program import onnx_from_program, with_metadata
+from clf_export.program_from_model import program_from_model
 from clf_runtime.onnx_file import SPEC_KEY
 from clf_runtime.spec import ModelSpec
 from clf_train.models import build
 from clf_train.order import Order, input_of
 
 
-def exported(architecture: str, folder: Path, *, size: int | None = None, color: str | None = None) -> Path:
-    """Write `folder`/NAME.onnx, once; for torchvision's networks with its 1000 classes, else with 10."""
+def exported(architecture: str, folder: Path) -> Path:
+    """Write `folder`/NAME.onnx, unless it is there: torchvision's at their size, 1000 classes; ours for MNIST, 10."""
     path = folder / f"{architecture}.onnx"
     if path.exists():
         return path
+    ours = "-" in architecture
     torch.manual_seed(0)
-    side = None if size is None else (size, size)
-    how, normalize = input_of(Order(model=architecture, size=side, color=color), architecture)  # type: ignore[arg-type]
-    labels = tuple(f"class {index}" for index in range(1000 if size is None else 10))
+    order = Order(model=architecture, size=(28, 28), color="L") if ours else Order(model=architecture)
+    how, normalize = input_of(order, architecture)
+    labels = tuple(f"class {index}" for index in range(10 if ours else 1000))
     spec = ModelSpec(architecture, labels, how, normalize, 1.0, None, None)
-    graph = onnx_from_model(Deployable(build(architecture, how.shape, len(labels)).eval(), spec).eval(), spec)
+    module = Deployable(build(architecture, how.shape, len(labels)).eval(), spec).eval()
+    graph = onnx_from_program(program_from_model(module, spec))
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(with_metadata(graph, {SPEC_KEY: spec.to_json()}))
     return path
 
 
 if __name__ == "__main__":
-    import sys
-
-    for name in ("mobilenet_v3_small", "resnet18"):
-        print(exported(name, Path(sys.argv[1])))
-    for name in ("tiny-convnet", "small-resnet"):
-        print(exported(name, Path(sys.argv[1]), size=28, color="L"))
+    print(exported(sys.argv[1], Path(sys.argv[2])))

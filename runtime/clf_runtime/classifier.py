@@ -53,7 +53,8 @@ class Classifier:
 
         Args:
             model: the file that clf-export made.
-            device: cpu, cuda or cuda:N, which must work, or auto, which takes CUDA where it works.
+            device: cpu, cuda, cuda:N, or another execution provider of onnxruntime by its short name (openvino,
+                tensorrt …), which must work; or auto, which takes CUDA where it works.
             threads: cores to use; by default all that this process may use.
             workers: pictures under way at once in `predict_files`. 1 gives every core to one picture at a
                 time (the shortest wait); as many as threads gives each its own (the most pictures a second).
@@ -73,6 +74,11 @@ class Classifier:
     def provider(self) -> str:
         """The execution provider that runs, by onnxruntime's name."""
         return self._session.provider
+
+    @property
+    def notice(self) -> str:
+        """Why `auto` took the CPU although onnxruntime has CUDA built in, in one line; else nothing."""
+        return self._session.notice
 
     def predict(self, picture: Picture, top: int = 1) -> Prediction:
         """Classify one picture: a path, a picture file's bytes, an open file, a PIL image or a uint8 array.

@@ -64,15 +64,16 @@ Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage, 3 model refused,
 @click.option("--recursive", "-r", is_flag=True, help="Look into the folders of a folder too.")
 @click.option(
     "--device",
-    metavar="auto|cpu|cuda[:N]",
+    metavar="auto|cpu|cuda[:N]|NAME",
     default="auto",
     show_default=True,
-    help="cuda works or fails; auto takes it where it works.",
+    help="What is named works or fails: cuda, or another execution provider of onnxruntime, such as openvino, "
+    "tensorrt, coreml. auto takes CUDA where it works.",
 )
 @click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all that this process may]")
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures run at once.")
 @click.option("--self-test", is_flag=True, help="Replay the proof inside the model on this machine.")
-@click.option("--info", is_flag=True, help="Say what the model is, without running it.")
+@click.option("--info", is_flag=True, help="Say what the model is, and where it would run here.")
 @click.version_option(__version__, prog_name="clf-run")
 def command(
     pictures: tuple[str, ...],
@@ -99,7 +100,7 @@ def command(
 
     path = Path(model) if model is not None else Path(artifacts) / ONNX
     if info:
-        return _print_info(path, output_format)
+        return _print_info(path, output_format, device)
     if self_test:
         return _print_self_test(path, device, threads)
     if not pictures:
@@ -134,16 +135,17 @@ def main() -> NoReturn:
     run(command, leave_at_once=True)
 
 
-def _print_info(path: Path, output_format: str) -> int:
+def _print_info(path: Path, output_format: str, device: str) -> int:
     from clf_runtime import info, onnx_file
 
     file = onnx_file.read(path)
+    where = info.here(file, device)
     if output_format == "text":
-        click.echo(info.table(file))
+        click.echo(info.table(file, where))
     else:
         import json
 
-        click.echo(json.dumps(info.description(file), indent=None if output_format == "jsonl" else 1))
+        click.echo(json.dumps(info.description(file, where), indent=None if output_format == "jsonl" else 1))
     return EXIT_DONE
 
 

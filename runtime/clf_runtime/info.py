@@ -1,18 +1,54 @@
-"""What a model file says about itself, without running it."""
+"""What a model file says about itself, and where its graph would run here; nothing is classified."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from clf_runtime.errors import MachineUnable, ModelRefused
+from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import PARITY_KEY, SPEC_KEY, OnnxFile
 from clf_runtime.spec import ModelSpec
 
 _LABELS_SHOWN = 12
 
 
-def description(file: OnnxFile) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Here:
+    """Where the graph runs on this machine, or why it does not."""
+
+    provider: str | None
+    nodes: Mapping[str, int] | None  # per provider; None where onnxruntime does not tell
+    reason: str | None  # why it does not run, or not on what is better
+
+    def __str__(self) -> str:
+        if self.provider is None:
+            return f"nothing here: {self.reason}"
+        placed = counted(self.nodes) if self.nodes is not None else f"{self.provider} (onnxruntime 1.24 tells nodes)"
+        return placed if self.reason is None else f"{placed}; {self.reason}"
+
+
+def here(file: OnnxFile, device: str) -> Here:
+    """Open the graph, to see where its nodes are placed. Raises WrongUsage."""
+    try:
+        from clf_runtime.session import Session
+
+        session = Session(file, device, usable_cores(), record_nodes=True)
+    except (ImportError, ModelRefused, MachineUnable) as error:
+        return Here(None, None, str(error))
+    return Here(session.provider, session.nodes, session.notice or None)
+
+
+def counted(nodes: Mapping[str, int]) -> str:
+    """Say how many nodes run where."""
+    return ", ".join(
+        f"{provider} ({number} {'node' if number == 1 else 'nodes'})" for provider, number in nodes.items()
+    )
+
+
+def description(file: OnnxFile, where: Here) -> dict[str, Any]:
     """Give everything that `--info --format json` prints. Raises ModelRefused."""
     spec = ModelSpec.from_json(file.metadata[SPEC_KEY], str(file.path))
     return {
@@ -24,10 +60,11 @@ def description(file: OnnxFile) -> dict[str, Any]:
         "oldest_onnxruntime": file.oldest_runtime,
         "spec": asdict(spec),
         "parity": json.loads(file.metadata.get(PARITY_KEY, "null")),
+        "here": asdict(where),
     }
 
 
-def table(file: OnnxFile) -> str:
+def table(file: OnnxFile, where: Here) -> str:
     """Give the same for a person, a line each. Raises ModelRefused."""
     spec = ModelSpec.from_json(file.metadata[SPEC_KEY], str(file.path))
     how, metrics, origin = spec.preprocess, spec.metrics, spec.provenance
@@ -59,6 +96,7 @@ def table(file: OnnxFile) -> str:
                 f"{parity['max_difference']:.1e}, labels flipped {parity['flipped']}",
             )
         )
+    rows.append(("runs on", str(where)))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

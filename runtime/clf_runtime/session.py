@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,39 @@ Float32Array = npt.NDArray[np.float32]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 _FATAL_ONLY = 4  # onnxruntime's log would tell in its words what we tell in ours
+_RECORD_NODES = "session.record_ep_graph_assignment_info"  # from onnxruntime 1.24 on
 
 
 class Session:
     """A model opened on one device. Safe to `run` from several threads."""
 
-    def __init__(self, model: OnnxFile, device: str, threads: int) -> None:
-        """Open `model` on `device` (auto, cpu, cuda or cuda:N), with `threads` for one batch.
+    def __init__(self, model: OnnxFile, device: str, threads: int, record_nodes: bool = False) -> None:
+        """Open `model` on `device`, with `threads` for one batch.
 
-        Raises MachineUnable, where cuda was asked for and does not work, and ModelRefused.
+        `device` is auto, cpu, cuda, cuda:N, or another provider of onnxruntime by its short name. Any but auto
+        works or is refused. `record_nodes` has `nodes` tell where each node of the graph runs.
+
+        Raises MachineUnable, where the device does not work here, WrongUsage, where it is unknown, and ModelRefused.
         """
         _refuse_too_old(model)
-        self._session = _opened(model.path, _providers(device), threads)
+        self.notice = ""  # why auto did not take what is better, where it is built in
+        provider, selected = _wanted(device)
+        if provider == CPU:
+            self._session = _opened(model.path, [CPU], threads, record_nodes)
+        else:
+            try:
+                self._session = _accelerated(model.path, provider, selected, threads)
+            except MachineUnable as unable:
+                # First this: where the CPU refuses the model too, it is the model, and not the device.
+                self._session = _opened(model.path, [CPU], threads, record_nodes)
+                if device != "auto":
+                    raise MachineUnable(f"--device {device}: {unable}") from None
+                self.notice = f"--device auto takes the CPU: {unable}"
         _refuse_other_signature(model.path, self._session)
         self.provider: str = self._session.get_providers()[0]
-        if device.startswith("cuda") and self.provider != CUDA:
-            raise MachineUnable(f"--device {device}: {_why_no_cuda()}")
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -48,15 +64,41 @@ class Session:
         """The number of classes that the graph gives."""
         return int(self._session.get_outputs()[0].shape[1])
 
+    @property
+    def nodes(self) -> dict[str, int] | None:
+        """How many nodes of the graph each provider runs; None where this onnxruntime does not tell."""
+        return _nodes(self._session)
+
     def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
-        logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
+        """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels).
+
+        Raises MachineUnable where the device fails, with a batch too large for its memory, say.
+        """
+        try:
+            logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
+        except Exception as error:
+            if type(error).__name__ not in _FAILURES_OF_THE_DEVICE:
+                raise
+            reason = " ".join(str(error).split())
+            raise MachineUnable(
+                f"{self.provider} failed on a batch of {len(pixels)}: {reason}; "
+                "try a smaller --batch-size, or --device cpu"
+            ) from None
         return logits, probabilities
+
+
+# Classes of onnxruntime without a common base: neither a wrong argument nor a bug.
+_FAILURES_OF_THE_DEVICE = frozenset(("EPFail", "Fail", "RuntimeException"))
 
 
 def runtime_version() -> str:
     """Give the version of the onnxruntime that is installed."""
     return str(onnxruntime.__version__)
+
+
+def providers_built_in() -> list[str]:
+    """Give what the installed onnxruntime was built with, which does not say that it works."""
+    return [str(provider) for provider in onnxruntime.get_available_providers()]
 
 
 def _refuse_other_signature(path: Path, session: Any) -> None:
@@ -70,49 +112,79 @@ def _refuse_other_signature(path: Path, session: Any) -> None:
         )
 
 
-def _opened(path: Path, providers: list[Any], threads: int) -> Any:
+def _wanted(device: str) -> tuple[str, dict[str, str]]:
+    """Give the provider to try, and its options. Raises WrongUsage, MachineUnable."""
+    if device == "cpu":
+        return CPU, {}
+    built_in = providers_built_in()
+    if device == "auto":
+        return CUDA if CUDA in built_in else CPU, {}
+    from clf_runtime.providers import asked_for, not_built_in
+
+    provider, selected = asked_for(device, [*onnxruntime.get_all_providers(), *built_in])
+    if provider not in built_in:
+        raise MachineUnable(f"--device {device}: {not_built_in(provider, runtime_version())}")
+    return provider, selected
+
+
+def _accelerated(path: Path, provider: str, selected: dict[str, str], threads: int) -> Any:
+    """Open `path` on what is no CPU, or raise MachineUnable with the reason."""
+    from clf_runtime.providers import not_started, short
+
+    # OpenVINO has threads of its own.
+    options = selected | ({"num_of_threads": str(threads)} if short(provider) == "openvino" else {})
+    providers: list[Any] = [(provider, options), *([CUDA] if provider == TENSORRT else []), CPU]
+    printed, raised, session = io.StringIO(), "", None
+    with contextlib.redirect_stdout(printed):  # onnxruntime prints there what it cannot load
+        if provider in (CUDA, TENSORRT) and hasattr(onnxruntime, "preload_dlls"):
+            with contextlib.suppress(Exception):
+                onnxruntime.preload_dlls()  # finds the CUDA libraries that come as wheels, from 1.21 on
+        try:
+            session = _opened(path, providers, threads, record_nodes=True)
+        except ModelRefused as error:
+            raised = str(error.__context__)
+    if session is None or session.get_providers()[0] != provider:
+        folder = Path(onnxruntime.__file__).parent / "capi"
+        raise MachineUnable(not_started(provider, runtime_version(), folder, printed.getvalue(), raised))
+    nodes = _nodes(session)
+    if nodes is not None and provider not in nodes:
+        raise MachineUnable(
+            f"it takes none of the {sum(nodes.values())} nodes of {path}: all would run elsewhere; name another device"
+        )
+    return session
+
+
+def _nodes(session: Any) -> dict[str, int] | None:
+    try:
+        assigned = session.get_provider_graph_assignment_info()
+    except Exception:  # older than 1.24, or not recorded
+        return None
+    counted: dict[str, int] = {}
+    for subgraph in assigned:
+        counted[subgraph.ep_name] = counted.get(subgraph.ep_name, 0) + len(subgraph.get_nodes())
+    return counted
+
+
+def _opened(path: Path, providers: list[Any], threads: int, record_nodes: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
     # A waiting pool must not burn the core that decodes the next picture.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if record_nodes:
+        options.add_session_config_entry(_RECORD_NODES, "1")
     onnxruntime.set_default_logger_severity(_FATAL_ONLY)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        # Without fallback: it would go on with the CPU where something else was asked for, and say so on stdout.
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own classes have no common base
         reason = " ".join(str(error).split())
         raise ModelRefused(
             f"{path}: refused by onnxruntime {runtime_version()}: {reason}; export it again, or update onnxruntime"
         ) from None
-
-
-def _providers(device: str) -> list[Any]:
-    if device == "cpu":
-        return [CPU]
-    index = re.fullmatch(r"cuda(?::(\d+))?", device)
-    if device != "auto" and index is None:
-        raise MachineUnable(f"--device {device}: unknown; expected auto, cpu, cuda or cuda:N")
-    if CUDA not in onnxruntime.get_available_providers():
-        if device == "auto":
-            return [CPU]
-        raise MachineUnable(f"--device {device}: {_why_no_cuda()}")
-    if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that come as wheels, from 1.21 on
-        with contextlib.suppress(Exception):
-            onnxruntime.preload_dlls()
-    return [(CUDA, {"device_id": int(index.group(1) or 0) if index else 0}), CPU]
-
-
-def _why_no_cuda() -> str:
-    if CUDA not in onnxruntime.get_available_providers():
-        return (
-            f"this onnxruntime {runtime_version()} is built without CUDA; "
-            'pip uninstall onnxruntime, then pip install "clf-edge[gpu]"'
-        )
-    return (
-        f"onnxruntime {runtime_version()} has CUDA, but could not start it here; look at nvidia-smi, and whether "
-        "the CUDA and cuDNN libraries that it was built for are installed"
-    )
+    session.disable_fallback()
+    return session
 
 
 def _refuse_too_old(model: OnnxFile) -> None:

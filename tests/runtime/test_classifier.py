@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from rewriting import rewritten
 
-from clf_runtime import Classifier, Failure, MachineUnable, ModelRefused, PictureRefused, Prediction
+from clf_runtime import Classifier, Failure, ModelRefused, PictureRefused, Prediction
 from clf_runtime.onnx_file import SELFTEST_KEY, SPEC_KEY
 from clf_runtime.selftest import SelfTest, replay
 
@@ -108,27 +108,6 @@ def test_many_threads_may_ask_one_classifier(classifier, samples):
     for thread in threads:
         thread.join()
     assert list(given.values()) == [wanted] * 8
-
-
-def test_cuda_works_or_fails_with_the_reason_and_what_mends_it(model):
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime has CUDA")
-    for device in ("cuda", "cuda:1"):
-        with pytest.raises(MachineUnable, match=r'built without CUDA; .*pip install "clf-edge\[gpu\]"'):
-            Classifier.load(model, device=device)
-    with pytest.raises(MachineUnable, match="--device tpu: unknown; expected auto, cpu, cuda or cuda:N"):
-        Classifier.load(model, device="tpu")
-    assert Classifier.load(model, device="auto").provider == "CPUExecutionProvider"
-
-
-@pytest.mark.filterwarnings("ignore:Specified provider")
-def test_cuda_that_is_built_in_but_does_not_start_is_no_cuda(model, monkeypatch):
-    # As on a machine with the GPU wheel and without the libraries: onnxruntime goes on, silently, on the CPU.
-    built = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
-    with pytest.raises(MachineUnable, match="has CUDA, but could not start it here; look at nvidia-smi"):
-        Classifier.load(model, device="cuda:0")
-    assert Classifier.load(model, device="auto").provider == "CPUExecutionProvider"
 
 
 def test_a_spec_that_does_not_fit_the_graph_is_refused(model, tmp_path, classifier):

@@ -252,6 +252,16 @@ def test_info_says_what_the_model_is(command, home, model):
     assert content["spec"]["architecture"] == "small-resnet"
     assert content["parity"]["flipped"] == 0
     assert content["sha256"] in rows["sha256"]
+    assert content["here"]["provider"] == "CPUExecutionProvider"
+    assert rows["runs on"].strip().startswith("CPUExecutionProvider (")
+
+
+def test_info_says_why_a_model_does_not_run_here(command, home):
+    done = command("clf-run", "--info", "--device", "cuda", cwd=home)
+    assert done.code == 0
+    assert re.search(
+        r"^runs on +nothing here: --device cuda: this onnxruntime .* is built without cuda", done.out, re.M
+    )
 
 
 def test_info_leaves_out_what_a_model_does_not_know(command, model, tmp_path):
@@ -261,7 +271,7 @@ def test_info_leaves_out_what_a_model_does_not_know(command, model, tmp_path):
     done = command("clf-run", "--info", "-m", "other.onnx")
     assert done.code == 0
     rows = [line.split("  ")[0] for line in done.out.splitlines()]
-    assert rows == ["model", "size", "sha256", "architecture", "labels", "input", "outputs", "needs"]
+    assert rows == ["model", "size", "sha256", "architecture", "labels", "input", "outputs", "needs", "runs on"]
 
 
 def test_a_shell_gets_its_completion(command):

@@ -12,13 +12,14 @@ import pytest
 from clf_export.cli import command as export_command
 from clf_runtime import errors
 from clf_runtime.cli import command as run_command
+from clf_runtime.cli_bench import command as bench_command
 from clf_runtime.errors import PICTURE_FAULTS
 from clf_train.cli import command as train_command
 from clf_train.cli_import import command as import_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = {each.name: each for each in (train_command, import_command, export_command, run_command)}
+COMMANDS = {each.name: each for each in (train_command, import_command, export_command, run_command, bench_command)}
 
 
 def flags(command: click.Command) -> set[str]:
@@ -29,7 +30,7 @@ def mentions(text: str) -> list[tuple[str, set[str]]]:
     """Give every command line in a text: the command, and the flags up to the next command or the line's end."""
     found = []
     for line in text.splitlines():
-        for part in re.split(r"(?=\bclf-(?:train|import|export|run)\b(?! -m))", line):
+        for part in re.split(r"(?=\bclf-(?:train|import|export|run|bench)\b(?! -m))", line):
             named = re.match(r"(clf-\w+)\b", part)
             if named:
                 code = re.split(r"[|;`&]| && ", part)[0]

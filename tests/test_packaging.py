@@ -53,6 +53,7 @@ def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
     assert metadata["Requires-Python"] == ">=3.10"
     assert set(metadata.get_all("Provides-Extra")) == {"cpu", "gpu", "train", "tensorboard", "export", "dev"}
     assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
+        "clf-bench",
         "clf-export",
         "clf-import",
         "clf-run",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import ModelRefused
-from clf_runtime.onnx_file import SELFTEST_KEY
+from clf_runtime.onnx_file import SELFTEST_KEY, OnnxFile
 from clf_runtime.preprocess import pixels_from_picture
 from clf_runtime.session import Float32Array
 
@@ -77,12 +77,17 @@ class Outcome:
         return self.flipped == 0 and self.max_difference <= self.tolerance
 
 
+def carried_by(file: OnnxFile) -> SelfTest:
+    """Give the self-test that `file` carries. Raises ModelRefused."""
+    if SELFTEST_KEY not in file.metadata:
+        raise ModelRefused(f"{file.path}: refused: it carries no {SELFTEST_KEY}; export it again")
+    return SelfTest.from_json(file.metadata[SELFTEST_KEY], str(file.path))
+
+
 def replay(classifier: Classifier) -> Outcome:
     """Run the self-test that `classifier`'s file carries. Raises ModelRefused, PictureRefused."""
     source = str(classifier.file.path)
-    if SELFTEST_KEY not in classifier.file.metadata:
-        raise ModelRefused(f"{source}: refused: it carries no {SELFTEST_KEY}; export it again")
-    test = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], source)
+    test = carried_by(classifier.file)
     reference = np.asarray([case.logits for case in test.cases], dtype=np.float32)
     if reference.shape != (len(test.cases), len(classifier.spec.labels)) or not test.cases:
         raise ModelRefused(f"{source}: refused: its {SELFTEST_KEY} does not fit its labels; export it again")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("numpy", "PIL", "onnxruntime", "torch", "torchvision", "onnx", "sklearn", "jinja2", "tqdm")
+HEAVY = ("numpy", "PIL", "onnxruntime", "torch", "torchvision", "onnx", "sklearn", "jinja2", "tqdm", "matplotlib")
 NEVER_ON_A_DEVICE = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "jinja2", "tqdm", "scipy", "clf_train")
 
 
@@ -17,7 +17,9 @@ def modules_after(code: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stderr.split()}
 
 
-@pytest.mark.parametrize("module", ["clf_runtime.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"])
+@pytest.mark.parametrize(
+    "module", ["clf_runtime.cli", "clf_runtime.cli_bench", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"]
+)
 @pytest.mark.parametrize("flag", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module, flag):
     loaded = modules_after(

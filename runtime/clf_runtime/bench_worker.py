@@ -1,0 +1,157 @@
+"""One process of `clf-bench`: lays the pictures out, or measures one model; prints JSON.
+
+usage: python -m clf_runtime.bench_worker FILE, where FILE holds JSON: {"lay_out": …} or {"measure": …}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from clf_runtime import onnx_file
+from clf_runtime.classifier import Classifier
+from clf_runtime.command import run
+from clf_runtime.errors import DataRefused, PictureRefused
+from clf_runtime.info import here
+from clf_runtime.machine import usable_cores
+from clf_runtime.pictures import named_pictures
+from clf_runtime.preprocess import fitted, upright_image
+from clf_runtime.selftest import carried_by
+from clf_runtime.spec import ModelSpec
+
+_LEAST_RUNS = 20  # of whatever is timed; fewer have no percentiles
+_WARM_UP_RUNS = 3
+
+
+def lay_out(model: str, named: list[str], recursive: bool, folder: str) -> dict[str, Any]:
+    """Give the paths of the pictures to measure with: those named, or the model's own, written into `folder`.
+
+    What cannot be read is left out and counted. Raises ModelRefused, DataRefused.
+    """
+    file = onnx_file.read(Path(model))
+    spec = ModelSpec.from_json(file.metadata[onnx_file.SPEC_KEY], model)
+    if not named:
+        paths = [Path(folder, f"{number}.picture") for number in range(len(carried_by(file).cases))]
+        for path, case in zip(paths, carried_by(file).cases, strict=True):
+            path.write_bytes(case.image)
+        return {"pictures": list(map(str, paths)), "left_out": 0}
+    found = list(named_pictures(named, recursive))
+    readable = [each.source for each in found if isinstance(each.source, str) and _is_readable(each.source, spec)]
+    if not readable:
+        raise DataRefused(f"{', '.join(named)}: no picture can be read; name some, or none to take the model's own")
+    return {"pictures": readable, "left_out": len(found) - len(readable)}
+
+
+def _is_readable(path: str, spec: ModelSpec) -> bool:
+    try:
+        upright_image(path, spec.preprocess)
+    except PictureRefused:
+        return False
+    return True
+
+
+def measure(
+    model: str, pictures: list[str], device: str, threads: int | None, batch_size: int, seconds: float
+) -> dict[str, Any]:
+    """Measure throughput, memory, latency and stages, each for `seconds`.
+
+    Raises ModelRefused, MachineUnable, PictureRefused.
+    """
+    cores = threads or usable_cores()
+    many = Classifier.load(model, device=device, threads=cores, workers=cores)
+    throughput = _throughput(many, pictures, batch_size, seconds)
+    peak = _peak_bytes()
+    one = Classifier.load(model, device=device, threads=cores)
+    where = here(one.file, device)
+    return {
+        "provider": one.provider,
+        "notice": one.notice,
+        "nodes": where.nodes,
+        "size_bytes": one.file.size_bytes,
+        "throughput": throughput,
+        "peak_bytes": peak,
+        "latency_ms": _latencies(lambda path: one.predict(path), pictures, seconds),
+        "stages_ms": _stages(one, pictures, seconds),
+    }
+
+
+def _throughput(classifier: Classifier, pictures: list[str], batch_size: int, seconds: float) -> float:
+    """Pictures per second, from the first one taken to the last answer; the first few are not counted."""
+    for _ in classifier.predict_files(pictures[: 2 * batch_size], batch_size=batch_size):
+        pass
+    started = time.perf_counter()
+
+    def until_the_end() -> Iterator[str]:
+        for number, path in enumerate(cycle(pictures)):
+            if number >= _LEAST_RUNS and time.perf_counter() - started >= seconds:
+                return
+            yield path
+
+    count = sum(1 for _ in classifier.predict_files(until_the_end(), batch_size=batch_size))
+    return count / (time.perf_counter() - started)
+
+
+def _latencies(work: Callable[[str], object], pictures: list[str], seconds: float) -> list[float]:
+    """Milliseconds of each run of `work`, one after another."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    for number, path in enumerate(cycle(pictures)):
+        started = time.perf_counter()
+        if number >= _LEAST_RUNS + _WARM_UP_RUNS and started >= end:
+            break
+        work(path)
+        if number >= _WARM_UP_RUNS:
+            taken.append(round(1000 * (time.perf_counter() - started), 4))
+    return taken
+
+
+def _stages(classifier: Classifier, pictures: list[str], seconds: float) -> dict[str, float]:
+    """Median milliseconds of what one picture goes through; inference with every core, the rest on one."""
+    taken: dict[str, list[float]] = {"read": [], "decode": [], "resize": [], "inference": []}
+    how = classifier.spec.preprocess
+
+    def staged(path: str) -> None:
+        times = [time.perf_counter()]
+        content = Path(path).read_bytes()
+        times.append(time.perf_counter())
+        image = upright_image(content, how)
+        times.append(time.perf_counter())
+        pixels = np.asarray(fitted(image, how)).reshape(1, *how.shape)
+        times.append(time.perf_counter())
+        classifier.logits(pixels)
+        times.append(time.perf_counter())
+        for stage, start, end in zip(taken, times, times[1:], strict=False):
+            taken[stage].append(1000 * (end - start))
+
+    _latencies(staged, pictures, seconds)
+    return {stage: round(float(np.median(each[_WARM_UP_RUNS:])), 4) for stage, each in taken.items()}
+
+
+def _peak_bytes() -> int | None:
+    """The most memory that this process had, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@click.command("clf-bench")
+@click.argument("order", type=click.Path(path_type=Path))
+def command(order: Path) -> None:
+    """Do what ORDER says, and print what came of it."""
+    ((what, arguments),) = json.loads(order.read_bytes()).items()
+    click.echo(json.dumps(lay_out(**arguments) if what == "lay_out" else measure(**arguments)))
+
+
+if __name__ == "__main__":
+    run(command)

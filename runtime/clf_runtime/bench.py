@@ -23,6 +23,8 @@ from clf_runtime.errors import ClfError
 
 STAGES = ("read", "decode", "resize", "inference")
 _RUN = "from clf_runtime.cli import main; main()"
+# Without what lies in the folder that a person is in: a file of theirs may be called like a module.
+_SAFE = {"PYTHONSAFEPATH": "1"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,10 @@ def _worker(order: dict[str, Any]) -> dict[str, Any]:
         json.dump(order, file)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "clf_runtime.bench_worker", file.name], capture_output=True, check=False
+            [sys.executable, "-m", "clf_runtime.bench_worker", file.name],
+            capture_output=True,
+            check=False,
+            env=os.environ | _SAFE,
         )
     finally:
         Path(file.name).unlink()
@@ -136,7 +141,7 @@ def _cold_start(order: Order, model: Path, picture: str) -> tuple[float, int | N
     threads = [] if order.threads is None else ["--threads", str(order.threads)]
     command = [sys.executable, "-c", _RUN, picture, "--model", str(model), "--device", order.device, *threads]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | _SAFE)
     assert process.stderr is not None
     said = process.stderr.read()
     peak = None

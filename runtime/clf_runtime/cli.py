@@ -34,6 +34,7 @@ Examples:
   clf-run photos --threshold 0.8 --annotate annotated
   cat img.jpg | clf-run - --model model.onnx
   clf-run --self-test
+  clf-run --doctor --model model.onnx --device cuda
 
 \b
 Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage, 3 model refused,
@@ -74,6 +75,7 @@ Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage, 3 model refused,
 @click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures run at once.")
 @click.option("--self-test", is_flag=True, help="Replay the proof inside the model on this machine.")
 @click.option("--info", is_flag=True, help="Say what the model is, and where it would run here.")
+@click.option("--doctor", is_flag=True, help="Say what this machine has, and what would be wrong with the model here.")
 @click.version_option(__version__, prog_name="clf-run")
 def command(
     pictures: tuple[str, ...],
@@ -91,6 +93,7 @@ def command(
     batch_size: int,
     self_test: bool,
     info: bool,
+    doctor: bool,
 ) -> int:
     """Classify pictures: files, folders, or - for one on stdin.
 
@@ -99,10 +102,12 @@ def command(
     from pathlib import Path
 
     path = Path(model) if model is not None else Path(artifacts) / ONNX
+    if doctor:
+        return _print_doctor(path, model is not None, output_format, device)
     if info:
         return _print_info(path, output_format, device)
     if self_test:
-        return _print_self_test(path, device, threads)
+        return _print_self_test(path, output_format, device, threads)
     if not pictures:
         raise click.UsageError("Nothing to classify: name a picture or a folder, or - for stdin.")
     if resume and output is None:
@@ -149,17 +154,30 @@ def _print_info(path: Path, output_format: str, device: str) -> int:
     return EXIT_DONE
 
 
-def _print_self_test(path: Path, device: str, threads: int | None) -> int:
+def _print_self_test(path: Path, output_format: str, device: str, threads: int | None) -> int:
     from clf_runtime.classifier import Classifier
     from clf_runtime.selftest import replay
 
-    outcome = replay(Classifier.load(path, device=device, threads=threads))
-    click.echo(
-        f"{path}: {'passed' if outcome.passed else 'FAILED'}: {outcome.pictures} pictures on {outcome.provider}, "
-        f"max |difference of a logit| {outcome.max_difference:.1e} ({outcome.worst}), "
-        f"tolerance {outcome.tolerance:.0e}, labels flipped {outcome.flipped}"
-    )
+    classifier = Classifier.load(path, device=device, threads=threads)
+    if classifier.notice:
+        say(f"clf-run: {classifier.notice}")
+    outcome = replay(classifier)
+    if output_format == "text":
+        click.echo(f"{path}: {outcome}")
+    else:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps({"path": str(path), "passed": outcome.passed, **asdict(outcome)}))
     return EXIT_DONE if outcome.passed else EXIT_REFUSED
+
+
+def _print_doctor(path: Path, asked_for: bool, output_format: str, device: str) -> int:
+    from clf_runtime import doctor
+
+    found = doctor.examine(path, asked_for, device)
+    click.echo(doctor.table(found) if output_format == "text" else doctor.as_json(found))
+    return doctor.exit_code(found)
 
 
 def _answer(order: Order) -> int:

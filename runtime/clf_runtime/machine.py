@@ -11,7 +11,12 @@ def usable_cores(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgrou
 
     A fraction is rounded down: a pool that is throttled stalls all of its threads.
     """
-    return max(1, int(min(_affinity(), _quota(proc, cgroups))))
+    return max(1, int(min(shares(proc, cgroups))))
+
+
+def shares(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[int, float]:
+    """Give the cores of the affinity mask, and those of the cgroup quota: infinitely many where there is none."""
+    return _affinity(), _quota(proc, cgroups)
 
 
 def usable_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -76,6 +76,13 @@ class Outcome:
         # A NaN compares as false, and so fails.
         return self.flipped == 0 and self.max_difference <= self.tolerance
 
+    def __str__(self) -> str:
+        return (
+            f"{'passed' if self.passed else 'FAILED'}: {self.pictures} pictures on {self.provider}, "
+            f"max |difference of a logit| {self.max_difference:.1e} ({self.worst}), "
+            f"tolerance {self.tolerance:.0e}, labels flipped {self.flipped}"
+        )
+
 
 def carried_by(file: OnnxFile) -> SelfTest:
     """Give the self-test that `file` carries. Raises ModelRefused."""

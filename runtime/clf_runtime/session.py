@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import re
@@ -23,6 +24,11 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
 _FATAL_ONLY = 4  # onnxruntime's log would tell in its words what we tell in ours
+# The ONNX file of y = x @ [[1, 2], [3, 4]], float32, opset 13, IR 8; a test makes it anew.
+_PRODUCT = (
+    "CAg6XQoRCgF4CgF3EgF5IgZNYXRNdWwSAWcqGwgCCAIQASIQAACAPwAAAEAAAEBAAACAQEIBd1oTCgF4Eg4KDAgBEggKAggBCgII"
+    "AmITCgF5Eg4KDAgBEggKAggBCgIIAkIECgAQDQ=="
+)
 _RECORD_NODES = "session.record_ep_graph_assignment_info"  # from onnxruntime 1.24 on
 
 
@@ -99,6 +105,21 @@ def runtime_version() -> str:
 def providers_built_in() -> list[str]:
     """Give what the installed onnxruntime was built with, which does not say that it works."""
     return [str(provider) for provider in onnxruntime.get_available_providers()]
+
+
+def start(device: str) -> None:
+    """Have `device` multiply two small matrices, to see whether it works. Raises WrongUsage, MachineUnable."""
+    import tempfile
+
+    provider, selected = _wanted(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        path.write_bytes(base64.b64decode(_PRODUCT))
+        on_cpu = provider == CPU
+        session = _opened(path, [CPU], 1, False) if on_cpu else _accelerated(path, provider, selected, 1)
+        (product,) = session.run(["y"], {"x": np.asarray([[1, 1]], np.float32)})
+    if product.tolist() != [[4, 6]]:
+        raise MachineUnable(f"--device {device}: it gets a product of small matrices wrong: {product.tolist()}")
 
 
 def _refuse_other_signature(path: Path, session: Any) -> None:

@@ -232,6 +232,13 @@ def test_the_self_test_passes_and_says_what_differed_in_numbers(command, home):
     assert done.out.endswith("tolerance 1e-04, labels flipped 0\n")
 
 
+def test_a_self_test_can_be_read_by_a_program(command, home):
+    content = json.loads(command("clf-run", "--self-test", "--format", "json", cwd=home).out)
+    assert content["passed"] is True
+    assert content["max_difference"] <= content["tolerance"] == 1e-4
+    assert (content["pictures"], content["flipped"], content["provider"]) == (16, 0, "CPUExecutionProvider")
+
+
 def test_a_self_test_that_fails_ends_with_3(command, model, tmp_path):
     test = SelfTest.from_json(read(model).metadata[SELFTEST_KEY], "")
     shifted = [type(case)(case.name, case.image, case.logits[::-1]) for case in test.cases]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from installing import installed
 from rewriting import rewritten
 
 from clf_runtime import Classifier, MachineUnable, ModelRefused
@@ -163,13 +164,6 @@ def test_a_providers_own_library_is_tried(tmp_path):
 
 def test_what_raised_is_told_where_no_library_is_missing(tmp_path):
     assert "it does not start here: why" in not_started("DmlExecutionProvider", "1.24.4", tmp_path, "", " why\n")
-
-
-def installed(folder: Path, name: str, version: str, owns: str) -> None:
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    (info / "RECORD").write_text(f"{owns},,\n")
 
 
 def test_two_wheels_that_own_the_same_module_are_told(tmp_path, monkeypatch):

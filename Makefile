@@ -28,12 +28,14 @@ lint: setup
 	mypy
 	lint-imports
 
+# Two at a time, each with one thread: torch's threads get in each other's way.
+check: export OMP_NUM_THREADS = 1
 check: setup
 	coverage erase
-	coverage run -m pytest tests/runtime
+	coverage run -m pytest -n 2 --dist loadscope tests/runtime
 	coverage combine --quiet
 	coverage report
-	pytest --ignore tests/runtime
+	pytest -n 2 --dist loadscope --ignore tests/runtime
 
 # The same files on seven releases of onnxruntime, each in an environment of its own: 2 minutes.
 test-runtimes: setup

@@ -36,7 +36,7 @@ def build(architecture: str, shape: Shape, classes: int) -> nn.Module:
         model: nn.Module = getattr(import_module(module), factory)(shape, classes)
         return model
     if architecture in TORCHVISION:
-        return _torchvision(architecture, classes)
+        return _torchvision(architecture, shape, classes)
     if ":" in architecture:
         return _from_factory(architecture, classes)
     known = ", ".join(row.name for row in MODELS)
@@ -90,12 +90,14 @@ def with_head(model: nn.Module, classes: int) -> nn.Module:
     return model
 
 
-def _torchvision(architecture: str, classes: int) -> nn.Module:
+def _torchvision(architecture: str, shape: Shape, classes: int) -> nn.Module:
     from torchvision.models import get_model
 
+    # A vision transformer has an embedding for each place of its pictures.
+    sized = {"image_size": shape[0]} if architecture.startswith("vit") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a default that changes; nothing depends on it
-        model: nn.Module = get_model(architecture, weights=None, num_classes=classes)
+        model: nn.Module = get_model(architecture, weights=None, num_classes=classes, **sized)
     _simplify(model)
     return model
 

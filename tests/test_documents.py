@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 import pytest
 
 from clf_export.cli import command as export_command
-from clf_runtime import errors
+from clf_runtime import Classifier, errors
 from clf_runtime.cli import command as run_command
 from clf_runtime.cli_bench import command as bench_command
 from clf_runtime.errors import PICTURE_FAULTS
@@ -88,6 +89,16 @@ def test_the_example_of_the_library_runs(model, samples, tmp_path, monkeypatch, 
     assert lines[0] == samples[0].name[0]
     assert len(lines) == 3
     assert "Prediction(path='b.jpg'" in lines[2]
+
+
+def test_the_examples_of_the_page_of_the_library_give_what_it_says(model, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(model, "model.onnx")
+    classifier = Classifier.load(model)
+    for name, label in (("seven.png", "7"), ("one.png", "1")):
+        shutil.copy(next(path for path in samples if classifier.predict(path).label == path.name[0] == label), name)
+    failed, tried = doctest.testfile(str(ROOT / "docs/library.md"), module_relative=False)
+    assert (failed, tried > 20) == (0, True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ BATCH_SIZE = 8
 class Classifier:
     """An exported model, opened on this machine. Its methods may be called from several threads.
 
+    It takes its memory until `close`, or until the end of a `with` block.
+
     Examples:
         >>> classifier = Classifier.load("model.onnx", device="cpu")  # doctest: +SKIP
         >>> classifier.predict("img.jpg").label  # doctest: +SKIP
@@ -37,7 +40,8 @@ class Classifier:
         """Use `load` instead."""
         self.file = file
         self.spec = spec
-        self._session = session
+        self._provider = session.provider
+        self._open_session: Session | None = session
         self._workers = workers
 
     @classmethod
@@ -73,7 +77,26 @@ class Classifier:
     @property
     def provider(self) -> str:
         """The execution provider that runs, by onnxruntime's name."""
-        return self._session.provider
+        return self._provider
+
+    def __enter__(self) -> Classifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the model's memory back, once predictions under way in other threads have ended.
+
+        Any later prediction raises ValueError, as reading from a closed file does.
+        """
+        self._open_session = None
+
+    @property
+    def _session(self) -> Session:
+        if self._open_session is None:
+            raise ValueError("this Classifier is closed")
+        return self._open_session
 
     @property
     def notice(self) -> str:
@@ -86,18 +109,27 @@ class Classifier:
         Raises PictureRefused.
         """
         pixels = pixels_from_picture(picture, self.spec.preprocess)
-        path = os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else None
-        return Prediction(path, *next(self._answers(pixels[None], top)), self.provider)
+        return Prediction(_path(picture), *next(self._answers(pixels[None], top)), self.provider)
+
+    def predict_batch(self, pictures: Iterable[Picture], *, batch_size: int = BATCH_SIZE, top: int = 1) -> list[Result]:
+        """Classify several pictures of any kind that `predict` takes; one that cannot be read gives a Failure."""
+        given = list(pictures)
+        named = (Named(_path(each) or "", each) for each in given)
+        results = self.predict_named(named, batch_size=batch_size, top=top)
+        return [replace(result, path=_path(each)) for each, result in zip(given, results, strict=True)]
 
     def logits(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
         return self._session.run(pixels)
 
     def predict_files(
-        self, paths: Iterable[str | os.PathLike[str]], *, batch_size: int = BATCH_SIZE, top: int = 1
+        self, paths: Iterable[str | bytes | os.PathLike[str]], *, batch_size: int = BATCH_SIZE, top: int = 1
     ) -> Iterator[Result]:
-        """Classify files lazily, in order. A file that cannot be read gives a Failure in its place."""
-        names = (os.fspath(path) for path in paths)
+        """Classify files lazily, in order. A file that cannot be read gives a Failure in its place.
+
+        `paths` may be any iterable, endless too; a few chunks of `batch_size` are taken ahead of the results.
+        """
+        names = (os.fsdecode(path) for path in paths)
         return self.predict_named((Named(name, name) for name in names), batch_size=batch_size, top=top)
 
     def predict_named(
@@ -136,6 +168,10 @@ class Classifier:
         for indices, values in zip(best.tolist(), np.take_along_axis(probabilities, best, 1).tolist(), strict=True):
             scores = tuple(Score(labels[index], value) for index, value in zip(indices, values, strict=True))
             yield scores[0].label, indices[0], scores[0].score, scores
+
+
+def _path(picture: Picture) -> str | None:
+    return os.fsdecode(picture) if isinstance(picture, (str, os.PathLike)) else None
 
 
 def _refuse_misfit(file: OnnxFile, spec: ModelSpec, session: Session) -> None:

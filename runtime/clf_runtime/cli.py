@@ -33,6 +33,7 @@ Examples:
   clf-run photos -r --format csv --output answers.csv --resume
   clf-run photos --threshold 0.8 --annotate annotated
   cat img.jpg | clf-run - --model model.onnx
+  find photos -name '*.jpg' -print0 | clf-run @-
   clf-run --self-test
   clf-run --doctor --model model.onnx --device cuda
 
@@ -40,7 +41,7 @@ Examples:
 Exit codes: 0 all done, 1 some pictures failed, 2 wrong usage, 3 model refused,
 4 this machine cannot do it, 130 Ctrl-C.""",
 )
-@click.argument("pictures", nargs=-1, metavar="IMAGE|DIR|-...")
+@click.argument("pictures", nargs=-1, metavar="IMAGE|DIR|@LIST|-...")
 @ARTIFACTS_OPTION
 @click.option("--model", "-m", metavar="FILE", help="The exported model.  [default: model.onnx in --artifacts]")
 @click.option("--top", "-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels to give.")
@@ -95,7 +96,7 @@ def command(
     info: bool,
     doctor: bool,
 ) -> int:
-    """Classify pictures: files, folders, or - for one on stdin.
+    """Classify pictures: files, folders, lists of them in @LIST, or - for one on stdin.
 
     Prints PATH, LABEL and PROBABILITY, separated by tabs, in the order of what was named.
     """

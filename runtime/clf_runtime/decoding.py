@@ -20,10 +20,10 @@ from typing import BinaryIO
 import numpy as np
 
 from clf_runtime.errors import PictureRefused
-from clf_runtime.preprocess import UInt8Array, pixels_from_picture
+from clf_runtime.preprocess import Picture, UInt8Array, pixels_from_picture
 from clf_runtime.spec import Preprocess
 
-Source = str | bytes | PictureRefused
+Source = Picture | PictureRefused
 
 # The pixels of those that could be decoded, (n, H, W, C) in order, and what is wrong with the others, by position.
 Decoded = tuple[UInt8Array, dict[int, PictureRefused]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clf_runtime.errors import PictureRefused
-from clf_runtime.preprocess import SUFFIXES, unreachable
+from clf_runtime.preprocess import SUFFIXES, Picture, unreachable
 
 STDIN = "-"
 LIST = "@"
@@ -22,7 +22,7 @@ class Named:
     """One picture to classify: the name that its record carries, and what to decode."""
 
     name: str
-    source: str | bytes | PictureRefused
+    source: Picture | PictureRefused
 
 
 def named_pictures(arguments: Iterable[str], recursive: bool) -> Iterator[Named]:

@@ -63,10 +63,12 @@ def _until_small(pictures: Iterator[Named]) -> Iterator[Named]:
         yield from pictures
 
 
-def _size(source: Source) -> int:
-    """Give the bytes that a picture has on disk, 0 where nothing has this name."""
+def _size(source: Source) -> float:
+    """Give the bytes that a picture has on disk, 0 where nothing has this name. Only files go to processes."""
+    if not isinstance(source, str):
+        return math.inf
     try:
-        return os.stat(source).st_size if isinstance(source, str) else 0  # noqa: PTH116 (a Path costs twice as much)
+        return os.stat(source).st_size  # noqa: PTH116 (a Path costs twice as much)
     except (OSError, ValueError):
         return 0
 

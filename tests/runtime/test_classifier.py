@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import shutil
 import threading
 
@@ -93,6 +94,37 @@ def test_an_endless_stream_of_files_is_read_lazily(parallel, samples):
     stream.close()
     assert [result.path for result in first] == [str(path) for path in taken[:10]]
     assert len(taken) <= 40
+
+
+def test_a_batch_may_mix_every_kind_of_picture_and_a_fault_keeps_its_place(parallel, samples):
+    image = Image.open(samples[1])
+    pictures = [samples[0], image, b"no picture", io.BytesIO(samples[2].read_bytes()), np.asarray(image), "none.png"]
+    given = parallel.predict_batch(iter(pictures * 40), batch_size=4, top=2)
+    assert len(given) == 240
+    kinds = [getattr(result, "kind", None) for result in given[:6]]
+    assert kinds == [None, None, "not-a-picture", None, None, "not-found"]
+    assert [result.path for result in given[:6]] == [str(samples[0]), None, None, None, None, "none.png"]
+    assert given[1].label == given[4].label == parallel.predict(samples[1]).label
+    assert len(given[0].top) == 2
+    assert parallel.predict_batch([]) == []
+
+
+def test_paths_may_be_bytes(classifier, samples):
+    (result,) = classifier.predict_files([os.fsencode(samples[0])])
+    assert (result.path, result.label) == (str(samples[0]), classifier.predict(samples[0]).label)
+
+
+def test_a_closed_classifier_says_so_and_one_under_way_ends_well(model, samples):
+    with Classifier.load(model, device="cpu", threads=2, workers=2) as classifier:
+        stream = classifier.predict_files(itertools.cycle(samples))
+        assert isinstance(next(stream), Prediction)
+    with pytest.raises(ValueError, match="this Classifier is closed"):
+        for _ in stream:
+            pass
+    with pytest.raises(ValueError, match="this Classifier is closed"):
+        classifier.predict(samples[0])
+    assert classifier.provider == "CPUExecutionProvider"
+    classifier.close()
 
 
 def test_many_threads_may_ask_one_classifier(classifier, samples):

@@ -163,15 +163,18 @@ def test_a_full_disk_is_one_line_and_exit_code_4(home):
     ]
 
 
-def test_ctrl_c_ends_with_130_and_one_line(home, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "clf-run: interrupted"), (signal.SIGTERM, 143, "")]
+)
+def test_ctrl_c_ends_with_130_and_one_line_and_a_termination_with_143(home, number, code, said):
     # A pipe that nobody writes to: clf-run waits for its picture.
     process = subprocess.Popen(
         [BIN / "clf-run", "-"], cwd=home, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_until_it_sleeps(process.pid)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert process.stderr.read().strip() == "clf-run: interrupted"
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert process.stderr.read().strip() == said
     process.stdin.close()
     process.stderr.close()
 
@@ -279,6 +282,24 @@ def test_info_leaves_out_what_a_model_does_not_know(command, model, tmp_path):
     assert done.code == 0
     rows = [line.split("  ")[0] for line in done.out.splitlines()]
     assert rows == ["model", "size", "sha256", "architecture", "labels", "input", "outputs", "needs", "runs on"]
+
+
+def test_the_version_is_that_of_the_package(command):
+    from clf_runtime import __version__
+
+    assert command("clf-run", "--version").out == f"clf-run, version {__version__}\n"
+
+
+@pytest.mark.parametrize(("at_once", "printed"), [(True, ""), (False, "done at exit")])
+def test_only_a_command_that_says_so_leaves_at_once(at_once, printed):
+    code = (
+        "import atexit, sys; from clf_runtime import cli, command\n"
+        "atexit.register(print, 'done at exit', file=sys.stderr)\n"
+        f"command.run(cli.command, leave_at_once={at_once})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (0, printed)
+    assert done.stdout.startswith("clf-run, version ")
 
 
 def test_a_shell_gets_its_completion(command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,33 @@ def test_what_a_killed_process_left_is_swept_and_what_others_work_on_is_not(tmp_
         fill(staging, "new")
     left = {f".staging.{os.getppid()}", ".staging.mine", ".model.onnx.1.tmp", ".notes.tmp"}
     assert names(tmp_path) == {*left, "last", "one", "inside"}
+
+
+@pytest.fixture
+def somebody_elses():
+    """Give the number of a process that this one may not signal, and what takes root's right to do so."""
+    if os.geteuid() != 0:
+        yield 1, ()
+        return
+    if shutil.which("setpriv") is None:
+        pytest.skip("root without setpriv: permissions cannot be tested")
+    with subprocess.Popen(["sleep", "60"], user=65534) as process:
+        yield process.pid, ("setpriv", "--bounding-set=-kill", "--")
+        process.kill()
+
+
+def test_what_somebody_elses_process_is_writing_is_left_alone(tmp_path, somebody_elses):
+    process, prefix = somebody_elses
+    (tmp_path / f".staging.{process}").mkdir()
+    code = f"from clf_runtime.files import *\nwith folder_or_absent(Path({str(tmp_path)!r}), 'last', ()): pass"
+    subprocess.run([*prefix, sys.executable, "-c", code], check=True)
+    assert names(tmp_path) == {f".staging.{process}"}
+
+
+def test_windows_has_no_handle_to_put_a_folder_on_disk_by(tmp_path, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files.os, "name", "nt")
+    monkeypatch.setattr(files.os, "open", fail)
+    files.sync(tmp_path)

@@ -16,6 +16,7 @@ from rewriting import rewritten
 from clf_runtime import onnx_file
 from clf_runtime.errors import ModelRefused
 from clf_runtime.onnx_file import FOOTER_BYTES, OnnxFile, footer, metadata_entry
+from clf_runtime.protobuf import tagged
 
 
 def signed(content: bytes) -> bytes:
@@ -149,8 +150,6 @@ def test_weights_in_other_files_are_refused_wherever_they_hide(tmp_path, inside)
 
 
 def test_graphs_nested_without_end_are_refused_and_do_not_crash(tmp_path):
-    from clf_runtime.protobuf import tagged
-
     graph = b""
     for _ in range(2000):
         graph = tagged(1, tagged(5, tagged(6, graph)))
@@ -169,6 +168,13 @@ def test_the_two_names_of_the_standard_domain_are_one(tmp_path):
     content = foreign_model("ai.onnx") + metadata_entry("clf.spec", "{}")
     (tmp_path / "model.onnx").write_bytes(signed(content))
     assert onnx_file.read(tmp_path / "model.onnx").opset == 18
+
+
+def test_what_a_later_format_adds_to_an_opset_is_passed_over(tmp_path):
+    opset = tagged(8, b"\x10\x13" + tagged(3, b"more"))
+    content = foreign_model() + opset + metadata_entry("clf.spec", "{}")
+    (tmp_path / "model.onnx").write_bytes(signed(content))
+    assert onnx_file.read(tmp_path / "model.onnx").opset == 19
 
 
 def test_the_footer_has_the_80_bytes_that_the_format_gives_it():

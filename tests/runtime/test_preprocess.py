@@ -80,10 +80,19 @@ def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation,
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_picture_with_a_broken_exif_block_is_still_a_picture():
+@pytest.mark.parametrize("block", [b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00nonsense"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_picture_with_a_broken_exif_block_is_still_a_picture(kind, block):
     file = io.BytesIO()
-    drawing(40, 30).save(file, "JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+    drawing(40, 30).save(file, kind, exif=block)
     assert pixels_from_picture(file.getvalue(), RGB).shape == RGB.shape
+
+
+def test_a_file_too_large_to_be_read_at_once_gives_the_same_pixels(tmp_path):
+    path = tmp_path / "large.bmp"
+    drawing(900, 700).save(path)
+    assert path.stat().st_size > 1_800_000
+    np.testing.assert_array_equal(pixels_from_picture(path, RGB), pixels_from_picture(path.read_bytes(), RGB))
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
@@ -162,7 +171,8 @@ def outcome(content: bytes) -> np.ndarray | str:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_picture_cut_off_at_any_byte_is_refused_or_whole():
-    for content in (png(drawing(20, 20)), _jpeg(drawing(20, 20))):
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "PPM", "BMP", "TIFF"):
+        content = encoded(kind)
         whole = pixels_from_picture(content, RGB)
         outcomes = [outcome(content[:end]) for end in range(len(content))]
         # Only checksums and the trailer may be missing from a picture that is given.
@@ -176,7 +186,7 @@ def test_a_picture_cut_off_at_any_byte_is_refused_or_whole():
 def test_a_flipped_byte_gives_a_picture_or_a_refusal_and_nothing_else():
     source = np.random.default_rng(0)
     seen = set()
-    for content in (png(drawing(30, 20)), _jpeg(drawing(30, 20))):
+    for content in (encoded("PNG"), encoded("JPEG")):
         for position in source.integers(0, len(content), 300):
             broken = bytearray(content)
             broken[position] ^= 1 << int(source.integers(8))
@@ -256,9 +266,9 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     assert preprocess.unreachable(OSError(5, "Input/output error")).kind == "unreadable"
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def encoded(kind: str) -> bytes:
     file = io.BytesIO()
-    image.save(file, "JPEG")
+    drawing(30, 20).save(file, kind)
     return file.getvalue()
 
 

@@ -89,8 +89,8 @@ def test_every_classifier_of_torchvision_is_known_by_its_name():
     ],
 )
 def test_a_classifier_of_torchvision_gets_a_head_for_the_labels(name):
-    model = build(name, RGB_32, 5).eval()
-    side = 299 if name == "inception_v3" else 224
+    side = 299 if name == "inception_v3" else 64 if name == "vit_b_32" else 224
+    model = build(name, (side, side, 3), 5).eval()
     with torch.inference_mode():
         assert model(torch.rand(1, 3, side, side)).shape == (1, 5)
     shapes = {key: value.shape for key, value in model.state_dict().items()}

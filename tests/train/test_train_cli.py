@@ -52,7 +52,7 @@ def test_it_writes_a_model_that_any_project_can_open_and_says_where(home, artifa
     names = {path.name for path in artifacts.iterdir()}
     assert names == {
         *("model.pt", "model.json", "history.csv", "report.html", "samples"),
-        *("model.onnx", "model.torchscript.pt", "export.json"),
+        *("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.torchscript.pt", "model.pt2", "export.json"),
     }
     state = torch.load(artifacts / "model.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())

@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench · make lock · make test-kills · make test-runtimes (long)
+# make demo · make test · make lint · make bench · make lock · make test-kills · make test-runtimes · make endurance (long)
 # The only things needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-kills test-runtimes lint check bench lock clean
+.PHONY: setup demo test test-kills test-runtimes lint check bench endurance lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -47,7 +47,12 @@ test-kills: setup
 
 bench: setup
 	python benchmarks/cold_start.py
+	python benchmarks/throughput.py
 	python benchmarks/accuracy.py
+
+# A million predictions on one Classifier; fails where its memory grows: 10 minutes.
+endurance: setup
+	python benchmarks/endurance.py
 
 # Renews the pinned list of the development environment, for every Python from 3.10 on.
 lock: setup

@@ -169,7 +169,7 @@ def photos(load: Load, rounds: int, ultralytics: str | None) -> list[dict[str, o
         ours = "clf-run FOLDER"
         commands = {ours: [str(BIN / "clf-run"), folder, "--model", str(load.model)]}
         if ultralytics:
-            commands["Ultralytics"] = [ultralytics, str(HERE / "ultralytics_folder.py"), folder]
+            commands["Ultralytics"] = [ultralytics, str(HERE / "ultralytics_answers.py"), folder]
         return [{"photos": PHOTOS, **row} for row in table(in_turn(commands, rounds), floor=ours)]
 
 
@@ -192,6 +192,11 @@ def main() -> None:
     parser.add_argument("--ultralytics", metavar="PYTHON", help="of an environment that has Ultralytics")
     parser.add_argument("--models", default=str(Path(tempfile.gettempdir()) / "clf-benchmark-models"), metavar="DIR")
     asked = parser.parse_args()
+    if not (Path(asked.data) / "photos").is_dir() or not (Path(asked.data) / "mnist").is_dir():
+        print(
+            f"throughput.py: {asked.data} has no photos/ or no mnist/; --data or CLF_TEST_DATA names a folder with both"
+        )
+        return
 
     def exported(name: str) -> Path:
         # In a process of its own: torch in this one would have each fork copy 500 MB of page tables.

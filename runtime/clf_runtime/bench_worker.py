@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections.abc import Callable
+from itertools import cycle, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,9 @@ def _throughput(classifier: Classifier, pictures: list[str], batch_size: int, se
         pass
     started = time.perf_counter()
 
-    def until_the_end() -> Iterator[str]:
-        for number, path in enumerate(cycle(pictures)):
-            if number >= _LEAST_RUNS and time.perf_counter() - started >= seconds:
-                return
-            yield path
-
-    count = sum(1 for _ in classifier.predict_files(until_the_end(), batch_size=batch_size))
+    taken = enumerate(cycle(pictures))
+    in_time = takewhile(lambda each: each[0] < _LEAST_RUNS or time.perf_counter() - started < seconds, taken)
+    count = sum(1 for _ in classifier.predict_files((path for _, path in in_time), batch_size=batch_size))
     return count / (time.perf_counter() - started)
 
 
@@ -103,14 +99,13 @@ def _latencies(work: Callable[[str], object], pictures: list[str], seconds: floa
     """Milliseconds of each run of `work`, one after another."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
-    for number, path in enumerate(cycle(pictures)):
+    for path in takewhile(
+        lambda _: len(taken) < _LEAST_RUNS + _WARM_UP_RUNS or time.perf_counter() < end, cycle(pictures)
+    ):
         started = time.perf_counter()
-        if number >= _LEAST_RUNS + _WARM_UP_RUNS and started >= end:
-            break
         work(path)
-        if number >= _WARM_UP_RUNS:
-            taken.append(round(1000 * (time.perf_counter() - started), 4))
-    return taken
+        taken.append(round(1000 * (time.perf_counter() - started), 4))
+    return taken[_WARM_UP_RUNS:]
 
 
 def _stages(classifier: Classifier, pictures: list[str], seconds: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clf_runtime.errors import PictureRefused
-from clf_runtime.preprocess import SUFFIXES, Picture, unreachable
+from clf_runtime.preprocess import HEAD_BYTES, SUFFIXES, Picture, format_of, unreachable
 
 STDIN = "-"
 LIST = "@"
@@ -34,7 +34,7 @@ def named_pictures(arguments: Iterable[str], recursive: bool) -> Iterator[Named]
     """
     for argument in arguments:
         if argument == STDIN:
-            yield Named(STDIN, sys.stdin.buffer.read())
+            yield Named(STDIN, _from_stdin())
         elif os.path.lexists(argument):
             yield from _named(argument, recursive)
         elif argument.startswith(LIST):
@@ -48,6 +48,12 @@ def named_pictures(arguments: Iterable[str], recursive: bool) -> Iterator[Named]
 def is_read_once(argument: str) -> bool:
     """Say whether a second look at this argument would find nothing: stdin, or a list that comes through a pipe."""
     return argument == STDIN or (argument.startswith(LIST) and not Path(argument[1:]).is_file())
+
+
+def _from_stdin() -> bytes:
+    """Read a picture to its end; of anything else only as much as shows what it is, since it may have none."""
+    head = sys.stdin.buffer.read(HEAD_BYTES)
+    return head if format_of(head) is None else head + sys.stdin.buffer.read()
 
 
 def _named(name: str, recursive: bool) -> Iterator[Named]:

@@ -43,6 +43,7 @@ _SIGNATURES = (
     (b"RIFF", "WEBP", "WebPImagePlugin"),
     *((b"P%d" % kind, "PPM", "PpmImagePlugin") for kind in range(1, 7)),
 )
+HEAD_BYTES = 12
 FORMATS = tuple(sorted({name for _, name, _ in _SIGNATURES}))
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
@@ -144,21 +145,29 @@ def _resampled_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
     return max(1, int(to_height * width / height)), to_height
 
 
+def format_of(head: bytes) -> tuple[str, str] | None:
+    """Give Pillow's names for the format that the first HEAD_BYTES of a file show, and for its plugin."""
+    for magic, name, plugin in _SIGNATURES:
+        if head.startswith(magic) and (name != "WEBP" or head[8:HEAD_BYTES] == b"WEBP"):
+            return name, plugin
+    return None
+
+
 def _opened(file: IO[bytes]) -> Image.Image:
-    head = file.read(12)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
         raise PictureRefused("empty", "it has zero bytes")
-    for magic, name, plugin in _SIGNATURES:
-        if head.startswith(magic) and (name != "WEBP" or head[8:] == b"WEBP"):
-            # Not Image.open: that one loads five plugins for one picture, 8 ms of a cold start.
-            importlib.import_module(f"PIL.{plugin}")
-            try:
-                return Image.OPEN[name][0](file, "")
-            except MemoryError:
-                raise
-            except Exception as error:
-                raise _damaged(name, error) from None
+    if (known := format_of(head)) is not None:
+        name, plugin = known
+        # Not Image.open: that one loads five plugins for one picture, 8 ms of a cold start.
+        importlib.import_module(f"PIL.{plugin}")
+        try:
+            return Image.OPEN[name][0](file, "")
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise _damaged(name, error) from None
     hint = "; convert HEIC and AVIF to JPEG" if head[4:8] == b"ftyp" else ""
     raise PictureRefused(
         "not-a-picture", f"it starts with {head!r}, which is no picture format that is read here{hint}"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import BIN
 
-from clf_runtime import Prediction, Score, output
+from clf_runtime import Prediction, Score, output, progress
 from clf_runtime.output import Output
 from clf_runtime.pictures import Named
 from clf_runtime.predictions import UNKNOWN
@@ -239,10 +239,11 @@ def test_a_run_that_fails_before_its_first_picture_leaves_nothing(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_told_with_the_files_name(tmp_path):
+@pytest.mark.parametrize("count", [1, 10_000], ids=["at the end", "on the way"])
+def test_a_full_disk_is_told_with_the_files_name(tmp_path, count):
     (tmp_path / "answers.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space") as caught, Output(tmp_path / "answers", {}, resume=False) as made:
-        made.write("hello\n")
+        made.write("hello\n" * count)
     assert caught.value.filename == str(tmp_path / "answers")
 
 
@@ -350,6 +351,20 @@ def test_a_person_at_a_terminal_sees_a_bar_that_goes_away(folder):
     lines = [re.split(r"\r", line)[-1] for line in shown.replace("\r\n", "\n").split("\n")]
     assert lines[0].startswith("clf-run: in/4-bad.png: not-a-picture")
     assert all(len(each) < 40 for each in shown.split("\r") if each.startswith("["))
+
+
+def test_a_bar_is_not_drawn_for_every_picture(monkeypatch):
+    ours, terminal = pty.openpty()
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_DRAWINGS", 3600)
+    with os.fdopen(terminal, "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        bar = progress.Bar(5)
+        for _ in range(5):
+            bar.step()
+        monkeypatch.undo()
+        shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert set(re.findall(r"\d+ of \d+ pictures", shown)) == {"1 of 5 pictures", "5 of 5 pictures"}
 
 
 def test_without_a_terminal_there_is_no_bar(run, folder):

@@ -181,6 +181,16 @@ def test_whatever_is_no_picture_is_a_record_in_its_place(command, artifacts, no_
     assert "Traceback" not in done.err
 
 
+def test_what_is_no_picture_on_stdin_is_not_read_to_its_end(artifacts):
+    pipe = subprocess.PIPE
+    command = [BIN / "clf-run", "-", "-a", artifacts]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        process.stdin.write(b"this goes on and on")
+        process.stdin.flush()
+        assert process.wait(60) == 1
+        assert b"clf-run: -: not-a-picture: it starts with b'this goes on'" in process.stderr.read()
+
+
 @pytest.mark.skipif(not Path("/proc/kmsg").exists(), reason="this system has no /proc/kmsg")
 def test_a_file_of_the_system_that_waits_for_ever_is_not_waited_for(command, artifacts):
     done = command("clf-run", "-a", artifacts, "--format", "jsonl", "/proc/kmsg")

@@ -13,7 +13,7 @@ import pytest
 from installing import installed
 from rewriting import rewritten
 
-from clf_runtime import Classifier, MachineUnable, ModelRefused
+from clf_runtime import Classifier, MachineUnable, ModelRefused, providers, session
 from clf_runtime.errors import WrongUsage
 from clf_runtime.onnx_file import read
 from clf_runtime.providers import asked_for, both_told, not_built_in, not_started, short, wheels
@@ -112,6 +112,28 @@ def test_a_notice_is_told_on_stderr(model, samples):
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1  # what onnxruntime prints of libraries is no answer
     assert done.stderr.startswith("clf-run: --device auto takes the CPU: ")
+
+
+def test_the_self_test_tells_a_notice_too(model):
+    code = (
+        "import onnxruntime, warnings; from clf_runtime.session import CPU, CUDA; "
+        "onnxruntime.get_available_providers = lambda: [CUDA, CPU]; warnings.simplefilter('ignore'); "
+        "from clf_runtime.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "-m", model, "--self-test"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.startswith("clf-run: --device auto takes the CPU: ")
+
+
+@pytest.mark.skipif("AzureExecutionProvider" not in KNOWN, reason="this onnxruntime has no such provider")
+def test_a_provider_that_runs_nodes_is_the_one_that_results_name(model, samples, monkeypatch):
+    monkeypatch.setattr(session, "_nodes", lambda _: {"AzureExecutionProvider": 1})  # of an accelerator's
+    assert Classifier.load(model, device="azure").predict(samples[0]).provider == "AzureExecutionProvider"
+
+
+def test_a_library_that_is_there_is_not_named():
+    assert providers._cannot_be_loaded("libc.so.6") == []
+    assert providers._cannot_be_loaded("libnone.so.6") == ["libnone.so.6"]
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

@@ -1,6 +1,6 @@
-"""Ultralytics on a folder of photographs, by its own example: yolo11n-cls as ONNX. usage: … FOLDER
+"""Ultralytics on a picture or a folder of them, as its documentation has it. usage: ultralytics_answers.py IMAGE|DIR
 
-The model is made once, beside this process's working folder: yolo11n-cls.yaml needs no download.
+yolo11n-cls as ONNX, made once in the working folder; its weights are random, which changes no time.
 """
 
 import sys

@@ -359,11 +359,13 @@ def test_a_bar_is_not_drawn_for_every_picture(monkeypatch):
     with os.fdopen(terminal, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
         bar = progress.Bar(5)
+        bar.clear()
         for _ in range(5):
             bar.step()
         monkeypatch.undo()
         shown = os.read(ours, 65536).decode()
     os.close(ours)
+    assert shown.startswith("\r[")  # nothing was there to be cleared
     assert set(re.findall(r"\d+ of \d+ pictures", shown)) == {"1 of 5 pictures", "5 of 5 pictures"}
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from itertools import cycle, takewhile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +88,13 @@ def _throughput(classifier: Classifier, pictures: list[str], batch_size: int, se
         pass
     started = time.perf_counter()
 
-    taken = enumerate(cycle(pictures))
-    in_time = takewhile(lambda each: each[0] < _LEAST_RUNS or time.perf_counter() - started < seconds, taken)
-    count = sum(1 for _ in classifier.predict_files((path for _, path in in_time), batch_size=batch_size))
+    def until_the_end() -> Iterator[str]:
+        given = 0
+        while given < _LEAST_RUNS or time.perf_counter() - started < seconds:
+            yield pictures[given % len(pictures)]
+            given += 1
+
+    count = sum(1 for _ in classifier.predict_files(until_the_end(), batch_size=batch_size))
     return count / (time.perf_counter() - started)
 
 
@@ -99,11 +102,9 @@ def _latencies(work: Callable[[str], object], pictures: list[str], seconds: floa
     """Milliseconds of each run of `work`, one after another."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
-    for path in takewhile(
-        lambda _: len(taken) < _LEAST_RUNS + _WARM_UP_RUNS or time.perf_counter() < end, cycle(pictures)
-    ):
+    while len(taken) < _LEAST_RUNS + _WARM_UP_RUNS or time.perf_counter() < end:
         started = time.perf_counter()
-        work(path)
+        work(pictures[len(taken) % len(pictures)])
         taken.append(round(1000 * (time.perf_counter() - started), 4))
     return taken[_WARM_UP_RUNS:]
 

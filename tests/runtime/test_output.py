@@ -19,10 +19,12 @@ import pytest
 from conftest import BIN
 
 from clf_runtime import Prediction, Score, output, progress
+from clf_runtime.answering import Tally
+from clf_runtime.cli import _summary
 from clf_runtime.output import Output
 from clf_runtime.pictures import Named
-from clf_runtime.predictions import UNKNOWN
-from clf_runtime.progress import duration, per_second
+from clf_runtime.predictions import UNKNOWN, lines
+from clf_runtime.progress import Bar, duration, per_second
 
 KILLING = Path(__file__).with_name("killing.py")
 
@@ -247,6 +249,14 @@ def test_a_full_disk_is_told_with_the_files_name(tmp_path, count):
     assert caught.value.filename == str(tmp_path / "answers")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_disk_that_fills_up_on_the_way_is_told_with_the_files_name(tmp_path):
+    (tmp_path / "answers.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space") as caught, Output(tmp_path / "answers", {}, resume=False) as made:
+        made.write("hello\n" * 100_000)
+    assert caught.value.filename == str(tmp_path / "answers")
+
+
 def results(count: int) -> list[Prediction]:
     scores = (Score("cat", 0.5),)
     return [Prediction(f"{number}.png", "cat", 0, 0.5, scores, "CPU") for number in range(count)]
@@ -314,6 +324,40 @@ def test_answers_that_were_removed_by_hand_are_made_again(partial, former):
     if former is not None:
         partial.with_name("answers").write_text(former)
     assert resumed(partial) == 0
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_run_that_was_killed_at_its_very_end_has_nothing_left_to_do(tmp_path, renamed):
+    made = Output(tmp_path / "answers", {"top": 1}, resume=False)
+    for each in made.noted(results(8)):
+        made.write(f"{each.path:99}\n")
+    made._finish() if renamed else made._mark(ended=True)
+    made._data.close()
+    made._journal.close(finished=False)
+    assert (tmp_path / "answers").exists() == renamed
+    with Output(tmp_path / "answers", {"top": 1}, resume=True) as again:
+        assert not list(again.rest_of(iter(Named(each.path, each.path) for each in results(8))))
+        again.write("\n]\n")
+    assert (again.before.pictures, again.before.ended) == (8, True)
+    assert (tmp_path / "answers").read_text() == "".join(f"{each.path:99}\n" for each in results(8))
+    assert [path.name for path in tmp_path.iterdir()] == ["answers"]
+
+
+def test_output_that_goes_on_has_no_second_header():
+    written = [list(lines(iter(results(1)), "csv", continued)) for continued in (False, True)]
+    assert written[0][1:] == written[1]
+    assert len(written[1]) == 1
+
+
+def test_a_summary_tells_no_speed_where_nothing_was_left_to_do():
+    tally = Tally("CPUExecutionProvider")
+    tally.before = tally.pictures = 17
+    assert _summary(tally) == "clf-run: 17 pictures (17 of them by the run before), 0 failed, on CPUExecutionProvider"
+
+
+def test_a_bar_that_was_not_drawn_needs_no_clearing(capsys):
+    Bar(10).clear()
+    assert capsys.readouterr().err == ""
 
 
 def on_a_terminal(*arguments: object, cwd: Path, columns: int = 100) -> str:

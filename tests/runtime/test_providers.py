@@ -86,6 +86,16 @@ def test_a_provider_that_would_run_no_node_is_not_said_to_run(model):
         Classifier.load(model, device="azure")
 
 
+@pytest.mark.skipif("AzureExecutionProvider" not in KNOWN, reason="this onnxruntime has no such provider")
+def test_where_nodes_are_not_told_a_provider_that_starts_is_believed(model, monkeypatch):
+    # As with onnxruntime before 1.24.
+    monkeypatch.setattr(session, "_nodes", lambda _: None)
+    pixels = np.zeros((1, *Classifier.load(model).spec.preprocess.shape), np.uint8)
+    opened = Session(read(model), "azure", 1)
+    assert (opened.provider, opened.nodes, opened.notice) == ("AzureExecutionProvider", None, "")
+    assert np.array_equal(opened.run(pixels)[0], Session(read(model), "cpu", 1).run(pixels)[0])
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
 @pytest.mark.parametrize("device", ["cuda:0", "tensorrt"])
 def test_what_is_built_in_and_does_not_start_is_refused_with_what_is_missing(model, monkeypatch, device):
@@ -102,13 +112,15 @@ def test_what_is_built_in_and_does_not_start_is_refused_with_what_is_missing(mod
     assert classifier.notice.startswith("--device auto takes the CPU: onnxruntime ")
 
 
-def test_a_notice_is_told_on_stderr(model, samples):
+@pytest.mark.parametrize("self_test", [False, True])
+def test_a_notice_is_told_on_stderr(model, samples, self_test):
     code = (
         "import onnxruntime, warnings; from clf_runtime.session import CPU, CUDA; "
         "onnxruntime.get_available_providers = lambda: [CUDA, CPU]; warnings.simplefilter('ignore'); "
         "from clf_runtime.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code, "-m", model, samples[0]], capture_output=True, text=True)
+    what = "--self-test" if self_test else samples[0]
+    done = subprocess.run([sys.executable, "-c", code, "-m", model, what], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1  # what onnxruntime prints of libraries is no answer
     assert done.stderr.startswith("clf-run: --device auto takes the CPU: ")
@@ -182,6 +194,12 @@ def test_a_providers_own_library_is_tried(tmp_path):
     assert said == "onnxruntime 1.24.1 has openvino, but it does not start here: no device found"
     said = not_started("OpenVINOExecutionProvider", "1.24.1", tmp_path, "", "")
     assert said.endswith("but it does not start here, and does not say why")
+
+
+def test_a_library_that_can_be_loaded_is_not_missing():
+    import _ctypes
+
+    assert providers._cannot_be_loaded(_ctypes.__file__) == []
 
 
 def test_what_raised_is_told_where_no_library_is_missing(tmp_path):

@@ -19,7 +19,7 @@ from measure import in_turn, keep, table
 from PIL import Image
 from torchvision.models import get_model
 
-RUNS = 5
+RUNS = 3
 CLASSES = 2
 
 BARE = """

@@ -1,0 +1,61 @@
+"""INT8 beside FP32, of models that are trained already: size, latency, accuracy on every held-out picture.
+
+usage: int8.py ARTIFACTS...
+
+Each folder is one that clf-train finished; clf-export replaces its model.onnx and model.int8.onnx. Rows of folders that
+are not named stay as they were. Latencies are medians, both files in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from measure import RESULTS, keep
+
+from clf_export.latency import medians_ms
+from clf_runtime import Classifier
+
+
+def row(folder: Path) -> dict[str, object]:
+    """Export both, and compare what export.json says of them."""
+    program = Path(sys.executable).parent / "clf-export"
+    command = [str(program), "-a", str(folder), "-p", "fp32", "-p", "int8", "--overwrite"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    record = json.loads((folder / "export.json").read_text())
+    fp32, int8 = record["model.onnx"], record["model.int8.onnx"]
+    files = [Classifier.load(folder / name, device="cpu") for name in ("model.onnx", "model.int8.onnx")]
+    spec = files[0].spec
+    picture = np.zeros((1, *spec.preprocess.shape), np.uint8)
+    times = medians_ms([lambda file=file: file.logits(picture) for file in files])  # type: ignore[misc]
+    return {
+        "model": f"{spec.architecture} on {folder.name}, {spec.preprocess.height}x{spec.preprocess.width}",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "way": int8["made"],
+        "times smaller": round(fp32["size_bytes"] / int8["size_bytes"], 2),
+        "times as fast": round(times[0] / times[1], 2),
+        "fp32 ms": round(times[0], 3),
+        "int8 ms": round(times[1], 3),
+        "accuracy": [fp32["accuracy"], int8["accuracy"]],
+        "points down": round(100 * (fp32["accuracy"] - int8["accuracy"]), 2),
+        "pictures": int8["accuracy_pictures"],
+    }
+
+
+def main() -> None:
+    """Measure and keep."""
+    path = RESULTS / "int8.json"
+    before = json.loads(path.read_text())["result"] if path.exists() else []
+    known = {each["model"]: each for each in before}
+    for folder in sys.argv[1:]:
+        each = row(Path(folder))
+        known[str(each["model"])] = each
+    keep("int8", [known[name] for name in sorted(known)], ["torch", "onnx", "onnxruntime", "numpy"])
+
+
+if __name__ == "__main__":
+    main()

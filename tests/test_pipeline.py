@@ -130,8 +130,8 @@ def test_the_demo_and_the_tests_are_what_the_makefile_says():
         "ruff check",
         "mypy",
         "lint-imports",
-        "coverage run -m pytest tests/runtime",
-        "pytest --ignore tests/runtime",
+        "coverage run -m pytest -n 2 --dist loadscope tests/runtime",
+        "pytest -n 2 --dist loadscope --ignore tests/runtime",
     ):
         assert expected in shown
     assert sys.version_info >= (3, 10)

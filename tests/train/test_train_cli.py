@@ -61,7 +61,7 @@ def test_it_writes_a_model_that_any_project_can_open_and_says_where(home, artifa
     metrics = spec.metrics
     assert re.fullmatch(
         rf"{metrics.accuracy:.2%} right on 359 held-out pictures, calibration error {metrics.calibration_error:.2%} "
-        r"\(\d\.\d\d% before the temperature\); artifacts/model.pt, artifacts/report.html; "
+        r"\(\d+\.\d\d% before the temperature\); artifacts/model.pt, artifacts/report.html; "
         r"next: clf-export --format onnx\n",
         said,
     )

@@ -43,7 +43,7 @@ CASES = (
     Case("digits 98.5 %", {"data": "digits"}, None, 0, 0.985, 20, runs=3),
     Case("MNIST 98 %", {"data": "mnist", "model": "tiny-convnet", "epochs": 0.3}, "002", 1, 0.98, 1 / 12, runs=3),
     Case("MNIST 99.6 %", {"data": "mnist"}, "002", 5, 0.996, 1),
-    Case("CIFAR-10 52 %", {"data": "cifar10", "model": "tiny-convnet", "epochs": 0.5}, "004", 2, 0.52, 1 / 8, runs=2),
+    Case("CIFAR-10 52 %", {"data": "cifar10", "model": "tiny-convnet", "epochs": 0.5}, "004", 2, 0.52, 1 / 8, runs=3),
     Case("CIFAR-10 80 %", {"data": "cifar10", "model": "small-resnet", "epochs": 9}, "004", 2, 0.8, 3),
 )
 

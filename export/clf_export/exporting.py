@@ -230,6 +230,8 @@ OPENERS: dict[str, Open] = {"onnx": open_onnx, "torchscript": open_torchscript, 
 def _refuse_existing(folder: Path, targets: Sequence[Target], overwrite: bool) -> None:
     for target in targets:
         path = folder / target.file
+        if path.is_dir():
+            raise DataRefused(f"{path}: is a folder, which no file can replace; move it away")
         if path.exists() and not overwrite:
             raise DataRefused(f"{path}: is already there; --overwrite replaces it")
 

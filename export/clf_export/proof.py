@@ -162,19 +162,15 @@ def _flips(
     Where PyTorch's own two best logits are no further apart than the tolerance lets them move, either is right.
     """
     best_two = np.sort(evidence.logits, axis=1)[:, -2:]
-    # A network with one class has no second.
-    undecided = best_two[:, -1] - best_two[:, 0] <= 2 * (limits.tolerance or 0.0) if best_two.shape[1] > 1 else None
+    # Labels in another order than the data's are no matter of rounding.
+    undecided = (best_two[:, -1] - best_two[:, 0] <= 2 * (limits.tolerance or 0.0)) & (spec.labels == evidence.labels)
     flips = {}
     for logits, _ in answers:
         for at, index in enumerate(logits.argmax(axis=1)):
             given, wanted = spec.labels[index], evidence.labels[evidence.logits[at].argmax()]
-            if given != wanted and not (undecided is not None and undecided[at] and _same_order(spec, evidence)):
+            if given != wanted and not undecided[at]:
                 flips[evidence.names[at]] = (given, wanted)
     return flips
-
-
-def _same_order(spec: ModelSpec, evidence: Evidence) -> bool:
-    return spec.labels == evidence.labels
 
 
 def _accuracy(candidate: Candidate, spec: ModelSpec, evidence: Evidence) -> float:

@@ -47,6 +47,14 @@ def test_an_exported_file_is_not_overwritten_unless_asked(command, finished, art
     assert command("clf-run", "--self-test").code == 0
 
 
+def test_a_folder_in_a_files_place_is_told_before_anything_is_done(command, finished):
+    (finished / "model.onnx").mkdir()
+    done = command("clf-export", "--overwrite")
+    assert done.code == 3
+    assert done.error == "clf-export: artifacts/model.onnx: is a folder, which no file can replace; move it away"
+    assert names(finished) == {"model.pt", "model.json", "model.onnx"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

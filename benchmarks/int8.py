@@ -53,6 +53,7 @@ def main() -> None:
     known = {each["model"]: each for each in before}
     for folder in sys.argv[1:]:
         each = row(Path(folder))
+        print(json.dumps(each), file=sys.stderr, flush=True)
         known[str(each["model"])] = each
     keep("int8", [known[name] for name in sorted(known)], ["torch", "onnx", "onnxruntime", "numpy"])
 

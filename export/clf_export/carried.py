@@ -19,6 +19,7 @@ from clf_train.dataset import in_turns
 MOST_BYTES = 300_000
 
 _MOST_CASES, _FEWEST_CASES = 16, 8
+_MOST_OF_GRAPH = 0.04  # for the pictures beyond the fewest; as text a third more
 _CASE_BYTES = 12_000
 _LOGIT_BYTES = 14  # as text, with its comma
 _NAMES_BYTES = 20_000  # names and brackets, of all
@@ -27,18 +28,20 @@ _QUALITIES = (90, 75, 50, 25)
 _SIDEWAYS = 0x0112  # EXIF's orientation
 
 
-def selftest_from_evidence(evidence: Evidence, reference: Reference, tolerance: float) -> SelfTest:
+def selftest_from_evidence(evidence: Evidence, reference: Reference, tolerance: float, graph_bytes: int) -> SelfTest:
     """Choose held-out pictures, and record what PyTorch says of their very bytes.
 
     One of each kind that the data has (format, colour, orientation, transparency), rare kinds first, then the
     classes in turn. Only pictures of which PyTorch is surer than `tolerance` can change: their labels must be the
-    same everywhere.
+    same everywhere. `graph_bytes` is the size of what they travel with: a small file gets fewer, 8 at least.
     """
     how = reference.spec.preprocess
     count, room_bytes = _budget(evidence.logits.shape[1])
     chosen = _chosen(evidence, tolerance)[:count]
     encoded = [_small(evidence.encoded[index], how, room_bytes) for index in chosen]
-    names = [evidence.names[index] for index in chosen]
+    while len(encoded) > _FEWEST_CASES and sum(map(len, encoded)) > _MOST_OF_GRAPH * graph_bytes:
+        encoded.pop()
+    names = [evidence.names[index] for index in chosen[: len(encoded)]]
     cases = [
         # The shortest text that reads back as the same float32.
         Case(name, content, tuple(float(str(value)) for value in row))

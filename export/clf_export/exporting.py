@@ -185,7 +185,7 @@ def put_in_place(
     with files.complete_or_absent(path) as temporary:
         temporary.write_bytes(version.build(spec))
         parity = _proven(path, temporary, opened, evidence, limits, version.made)
-        selftest = selftest_from_evidence(evidence, reference, parity.tolerance)
+        selftest = selftest_from_evidence(evidence, reference, parity.tolerance, temporary.stat().st_size)
         # The same graph, now with the record of its proof. What is about to get its name is opened once more.
         complete = {**spec, SELFTEST_KEY: selftest.to_json(), PARITY_KEY: json.dumps(parity.record())}
         temporary.write_bytes(version.build(complete))

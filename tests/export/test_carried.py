@@ -16,6 +16,7 @@ from clf_runtime.preprocess import pixels_from_picture
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 
 CLASSES = 4
+LARGE = 10**8  # bytes of a graph beside which no self-test counts
 
 
 def noise(width: int, height: int, mode: str) -> Image.Image:
@@ -91,7 +92,7 @@ def evidence_of(pictures: dict[str, bytes], reference: Reference) -> SimpleNames
 
 def test_one_of_each_awkward_kind_is_taken_and_stays_of_its_kind():
     reference = Reference(Mean(), spec())
-    test = selftest_from_evidence(evidence_of(PLAIN | AWKWARD, reference), reference, tolerance=1e-4)
+    test = selftest_from_evidence(evidence_of(PLAIN | AWKWARD, reference), reference, 1e-4, LARGE)
     taken = {case.name: case.image for case in test.cases}
     assert set(AWKWARD) <= set(taken)
     assert len(taken) == 16
@@ -111,9 +112,20 @@ def test_one_of_each_awkward_kind_is_taken_and_stays_of_its_kind():
 @pytest.mark.parametrize("classes", [4, 1000, 6000])
 def test_it_is_small_however_many_classes_there_are(classes):
     reference = Reference(Mean(classes), spec(classes))
-    test = selftest_from_evidence(evidence_of(PLAIN | AWKWARD, reference), reference, tolerance=1e-4)
+    test = selftest_from_evidence(evidence_of(PLAIN | AWKWARD, reference), reference, 1e-4, LARGE)
     assert len(test.cases) == (16 if classes == 4 else 8)
     assert len(test.to_json()) <= (MOST_BYTES if classes <= 1000 else 3 * MOST_BYTES)
+
+
+def test_a_small_graph_carries_fewer_pictures_and_still_each_kind():
+    reference = Reference(Mean(), spec())
+    test = selftest_from_evidence(evidence_of(PLAIN | AWKWARD, reference), reference, 1e-4, graph_bytes=1000)
+    assert {case.name for case in test.cases} == set(AWKWARD)
+    sizes = [len(case.image) for case in test.cases]
+    medium = selftest_from_evidence(
+        evidence_of(PLAIN | AWKWARD, reference), reference, 1e-4, graph_bytes=25 * (sum(sizes) + 5000)
+    )
+    assert len(test.cases) < len(medium.cases) < 16
 
 
 def test_pictures_whose_label_the_tolerance_could_change_are_left_out():
@@ -122,5 +134,5 @@ def test_pictures_whose_label_the_tolerance_could_change_are_left_out():
     best_two = np.sort(evidence.logits, axis=1)[:, -2:]
     leads = dict(zip(evidence.names, best_two[:, 1] - best_two[:, 0], strict=True))
     tolerance = float(np.median(list(leads.values()))) / 2
-    test = selftest_from_evidence(evidence, reference, tolerance)
+    test = selftest_from_evidence(evidence, reference, tolerance, LARGE)
     assert all(leads[case.name] > 2 * tolerance for case in test.cases)

@@ -6,19 +6,18 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-_SECONDS = 0.5  # for each of them
 _FEWEST, _MOST = 7, 200
 
 
-def medians_ms(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Give the median milliseconds of each call, all of them taken in turn."""
+def medians_ms(calls: Sequence[Callable[[], object]], seconds: float = 0.5) -> list[float]:
+    """Give the median milliseconds of each call, all of them taken in turn, in about so many seconds for each."""
     for call in calls:
         call()  # the first allocates
     started = time.perf_counter()
     for call in calls:
         call()
     of_a_round = time.perf_counter() - started
-    rounds = min(_MOST, max(_FEWEST, int(_SECONDS * len(calls) / max(of_a_round, 1e-9))))
+    rounds = min(_MOST, max(_FEWEST, int(seconds * len(calls) / max(of_a_round, 1e-9))))
     taken: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, times in zip(calls, taken, strict=True):

@@ -137,26 +137,24 @@ def _nodes(graph: Any) -> Iterator[Any]:
                 yield from _nodes(inner)
 
 
-def _since(proto: Any) -> Iterator[tuple[str, int]]:
-    """Give each standard operator with the opset that it first came in, under its present name."""
+def _since(proto: Any) -> dict[str, int]:
+    """Give the standard operators of a graph, each with the opset that it first came in, under its present name."""
     import onnx
 
-    for node in _nodes(proto.graph):
-        if node.domain in ("", "ai.onnx"):
-            versions = [
-                each.since_version
-                for each in onnx.defs.get_all_schemas_with_history()
-                if each.name == node.op_type and each.domain == ""
-            ]
-            yield node.op_type, min(versions, default=OPSET)
+    first: dict[str, int] = {}
+    for each in onnx.defs.get_all_schemas_with_history():
+        if each.domain == "":
+            first[each.name] = min(each.since_version, first.get(each.name, each.since_version))
+    kinds = {node.op_type for node in _nodes(proto.graph) if node.domain in ("", "ai.onnx")}
+    return {kind: first.get(kind, OPSET) for kind in kinds}
 
 
 def _needed(proto: Any) -> list[int]:
-    return [opset for _, opset in _since(proto)]
+    return list(_since(proto).values())
 
 
 def _newer(proto: Any, highest: int) -> set[str]:
-    return {name for name, opset in _since(proto) if opset > highest}
+    return {name for name, opset in _since(proto).items() if opset > highest}
 
 
 def _first_to_read(opset: int) -> str:

@@ -1,10 +1,10 @@
 """From the shell's exec to the answer for one picture, against the floor; and --help against importing click.
 
-usage: cold_start.py [--runs N] [--artifacts DIR] [--model FILE --image FILE] [--ultralytics PYTHON]
+usage: cold_start.py [--runs N] [--artifacts DIR] [--model FILE --image FILE] [--ultralytics PYTHON] [--optimum PYTHON]
 
-By default the model is that of artifacts/, as `make demo` leaves it, on a PNG file; and, where CLF_TEST_DATA names
-photographs, MobileNetV3-small on a JPEG file. Beside them, torch with the same state_dict where it is installed, and
-Ultralytics where the Python of an environment that has it is named.
+By default the model is that of artifacts/, as `make demo` leaves it, on a PNG file, with torch and the same state_dict
+beside it; and, where CLF_TEST_DATA names photographs, MobileNetV3-small on a JPEG file. Beside the last, Ultralytics
+and Optimum, where the Python of an environment that has one is named; they keep their models in the working folder.
 """
 
 from __future__ import annotations
@@ -59,14 +59,23 @@ def main() -> None:
     parser.add_argument("--model", metavar="FILE")
     parser.add_argument("--image", metavar="FILE")
     parser.add_argument("--ultralytics", metavar="PYTHON", help="of an environment that has Ultralytics")
+    parser.add_argument("--optimum", metavar="PYTHON", help="of an environment that has optimum[onnxruntime]")
     asked = parser.parse_args()
-    image = asked.image or str(min(Path(asked.artifacts, "samples").iterdir()))
-    ours = answers(asked.model or str(Path(asked.artifacts, "model.onnx")), image)
+    samples = Path(asked.artifacts, "samples")
+    if not asked.image and not samples.is_dir():
+        parser.error(f"{samples}: there is none; `make demo` makes it")
+    image = asked.image or str(min(samples.iterdir()))
+    groups = [answers(asked.model or str(Path(asked.artifacts, "model.onnx")), image)]
     if find_spec("torch") and not asked.model:
-        ours["torch and the state_dict"] = [PYTHON, str(HERE / "torch_answer.py"), asked.artifacts, image]
+        groups[0]["torch and the state_dict"] = [PYTHON, str(HERE / "torch_answer.py"), asked.artifacts, image]
+    for model, photograph in photographs() if not asked.model else []:
+        groups.append(answers(model, photograph))
+        image = photograph
     if asked.ultralytics:
-        ours["Ultralytics, yolo11n-cls"] = [asked.ultralytics, str(HERE / "ultralytics_answers.py"), image]
-    groups = [ours, *(answers(*each) for each in photographs() if not asked.model), words()]
+        groups[-1]["Ultralytics, yolo11n-cls"] = [asked.ultralytics, str(HERE / "ultralytics_answers.py"), image]
+    if asked.optimum:
+        groups[-1]["Optimum, MobileNetV2"] = [asked.optimum, str(HERE / "optimum_answer.py"), image]
+    groups.append(words())
     rows = [row for each in groups for row in table(in_turn(each, asked.runs), floor=next(iter(each)))]
     keep("cold_start", rows, ["onnxruntime", "numpy", "pillow", "click"])
 

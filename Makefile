@@ -45,14 +45,18 @@ test-runtimes: setup
 test-kills: setup
 	pytest -m slow -o faulthandler_timeout=1800 tests/train/test_resume.py tests/export/test_kills.py
 
-bench: setup
+bench: artifacts/model.onnx
 	python benchmarks/cold_start.py
 	python benchmarks/throughput.py
 	python benchmarks/accuracy.py
 
 # A million predictions on one Classifier; fails where its memory grows: 10 minutes.
-endurance: setup
+endurance: artifacts/model.onnx
 	python benchmarks/endurance.py
+
+artifacts/model.onnx: | $(READY)
+	clf-train --overwrite
+	clf-export
 
 # Renews the pinned list of the development environment, for every Python from 3.10 on.
 lock: setup

@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--model", default="artifacts/model.onnx")
     parser.add_argument("--folder", default="artifacts/samples")
     asked = parser.parse_args()
+    for needed in (asked.model, asked.folder):
+        if not Path(needed).exists():
+            parser.error(f"{needed}: there is none; `make demo` makes it")
     paths = [str(path) for path in sorted(Path(asked.folder).iterdir())]
     pictures = itertools.cycle([*paths * 7, "gone.png", __file__])
     cores = usable_cores()

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from clf_export.graphs import Graph, fused
+from clf_export.held_out import HeldOut
 from clf_export.int8_from_onnx import CALIBRATIONS, WAYS, Way, int8_from_onnx, ranges_of
 from clf_export.latency import medians_ms
 from clf_runtime.machine import usable_cores
-from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
-from clf_train.dataset import Int64Array
 
 # Of the pictures, so many must keep the label that they had. A network that is right for 80 % of them may answer
 # the others differently without losing accuracy, but then it is another network.
@@ -48,28 +47,19 @@ class Candidate:
     judged: Judged
 
 
-@dataclass(frozen=True)
-class Material:
-    """The pictures that INT8 is made and judged with."""
-
-    calibration: UInt8Array  # (N, H, W, C), of those trained on
-    judging: UInt8Array  # (M, H, W, C), of those held out
-    targets: Int64Array  # (M,)
-
-
 class Search:
     """The ways of quantising one graph, fastest first."""
 
-    def __init__(self, content: bytes, material: Material, say: Callable[[str], object] = lambda message: None) -> None:
+    def __init__(self, content: bytes, pictures: HeldOut, say: Callable[[str], object] = lambda message: None) -> None:
         """Quantise `content`, a float32 ONNX file without metadata, in every way, and time them beside it."""
         self._model = fused(content)
-        self._material = material
+        self._pictures = pictures
         self._ranges: dict[str, Any] = {}
-        say(f"calibrating INT8 on {len(material.calibration)} training pictures, and timing {len(WAYS)} ways of it")
+        say(f"calibrating INT8 on {len(pictures.calibration)} training pictures, and timing {len(WAYS)} ways of it")
         floats = Graph(content, usable_cores())
-        self._logits = floats.all_logits(material.judging)
+        self._logits = floats.all_logits(pictures.judging.pixels)
         made = {way: bytes_ for way in WAYS if (bytes_ := self._made(way, CALIBRATIONS[0])) is not None}
-        first = material.judging[:1]
+        first = pictures.judging.pixels[:1]
         graphs = [floats, *(Graph(each, usable_cores()) for each in made.values())]
         times = medians_ms([lambda graph=graph: graph.logits(first) for graph in graphs])  # type: ignore[misc]
         self.float_ms = times[0]
@@ -96,7 +86,7 @@ class Search:
             content = self._made(way, calibration)
             if content is None:
                 continue
-            logits = Graph(content).all_logits(self._material.judging)
+            logits = Graph(content).all_logits(self._pictures.judging.pixels)
             accuracy = self._accuracy(logits)
             agreement = float((logits.argmax(1) == self._logits.argmax(1)).mean())
             judged = Judged(timed.way, calibration, len(content), timed.latency_ms, accuracy, agreement)
@@ -114,14 +104,14 @@ class Search:
 
     def _made(self, way: Way, calibration: str) -> bytes | None:
         if calibration not in self._ranges:
-            self._ranges[calibration] = ranges_of(self._model, self._material.calibration, calibration)
+            self._ranges[calibration] = ranges_of(self._model, self._pictures.calibration, calibration)
         try:
             return int8_from_onnx(self._model, way, self._ranges[calibration])
         except Exception:  # the quantiser's own faults have no common base: a way that it cannot go is not a candidate
             return None
 
     def _accuracy(self, logits: Float32Array) -> float:
-        return float((logits.argmax(1) == self._material.targets).mean())
+        return float((logits.argmax(1) == self._pictures.judging.targets).mean())
 
 
 def _best_first(good: list[Candidate]) -> Iterator[Candidate]:

@@ -144,11 +144,9 @@ class Work:
         return Version(lambda metadata: with_metadata(converted, metadata), made)
 
     def _int8(self) -> Iterator[Version]:
-        from clf_export.choosing import Material, Search, lines
+        from clf_export.choosing import Search, lines
 
-        judging = self._pictures.judging
-        material = Material(self._pictures.calibration, judging.pixels_in_memory, judging.targets)
-        search = Search(self._graph, material, self._say)
+        search = Search(self._graph, self._pictures, self._say)
         for candidate in search.candidates(self._max_drop):
             made = f"{candidate.judged.way}, {candidate.judged.calibration}"
             self._say(f"INT8: {made}: {candidate.judged.latency_ms:.2f} ms, float32 {search.float_ms:.2f} ms")

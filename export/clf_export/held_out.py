@@ -27,7 +27,7 @@ _FEWEST_JUDGED = 50
 class Judging:
     """Pictures to choose between several ways by: those that the proof is not about, where there are enough."""
 
-    pixels_in_memory: UInt8Array  # (N, H, W, C)
+    pixels: UInt8Array  # (N, H, W, C)
     targets: Int64Array  # (N,)
 
 

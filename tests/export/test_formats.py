@@ -12,18 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from clf_export.choosing import Material, Search, lines
+from clf_export.choosing import Search, lines
 from clf_export.deployable import Deployable
 from clf_export.formats import TARGETS, targets_of
 from clf_export.fp16_from_onnx import fp16_from_onnx
 from clf_export.graphs import Graph
+from clf_export.held_out import held_out
 from clf_export.int8_from_onnx import WAYS
 from clf_export.onnx_from_program import highest_opset, onnx_from_program
 from clf_export.program_from_model import program_from_model
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import ModelRefused, WrongUsage
 from clf_train import trained
-from clf_train.order import Order, dataset_for
 
 NETWORKS = """
 import torch
@@ -67,11 +67,8 @@ def graph(model):
 
 
 @pytest.fixture(scope="module")
-def material(model):
-    dataset = dataset_for(Order())
-    how = model.spec.preprocess
-    training, validation = dataset.train.decoded(how), dataset.validation.decoded(how)
-    return Material(training[:64], validation, dataset.validation.targets)
+def pictures(artifacts, model):
+    return held_out(artifacts, model.spec, None, None)
 
 
 def test_every_combination_that_exists_is_a_file_and_no_other_is_accepted():
@@ -239,13 +236,13 @@ class Overflowing(nn.Module):
         return (large * large) / 90_000
 
 
-def test_an_operator_that_overflows_float16_stays_in_float32(model, material):
+def test_an_operator_that_overflows_float16_stays_in_float32(model, pictures):
     module = Deployable(Overflowing(model.model).eval(), model.spec).eval()
     content = onnx_from_program(program_from_model(module, model.spec))
-    pixels = material.judging
+    pixels = pictures.judging.pixels
     wanted = Graph(content).logits(pixels)[0]
     assert wanted.max() * 90_000 > np.finfo(np.float16).max
-    half, kept = fp16_from_onnx(content, material.calibration)
+    half, kept = fp16_from_onnx(content, pictures.calibration)
     assert set(kept) == {"Mul", "Div"}
     given = Graph(half).logits(pixels)[0]
     np.testing.assert_allclose(given, wanted, atol=0.01 * np.abs(wanted).max())
@@ -253,13 +250,13 @@ def test_an_operator_that_overflows_float16_stays_in_float32(model, material):
     assert "Cast" in inside
 
 
-def test_integers_saturate_on_no_processor(artifacts, graph, material, model):
+def test_integers_saturate_on_no_processor(artifacts, graph, pictures, model):
     """Weights of 7 bits and unsigned activations: two products fit the 16 bits that AVX2 adds them in."""
     from clf_export.graphs import fused
     from clf_export.int8_from_onnx import int8_from_onnx, ranges_of
 
     model_ = fused(graph)
-    ranges = ranges_of(model_, material.calibration, "minmax")
+    ranges = ranges_of(model_, pictures.calibration, "minmax")
     for way in WAYS:
         proto = onnx.ModelProto.FromString(int8_from_onnx(model_, way, ranges))
         weights = [
@@ -281,8 +278,8 @@ def test_integers_saturate_on_no_processor(artifacts, graph, material, model):
         assert {each.domain for each in proto.opset_import} == {""}
 
 
-def test_the_fastest_way_that_is_good_enough_is_taken(graph, material):
-    search = Search(graph, material)
+def test_the_fastest_way_that_is_good_enough_is_taken(graph, pictures):
+    search = Search(graph, pictures)
     first = next(search.candidates(max_drop=0.5))
     timed = {each.way: each.latency_ms for each in search.table}
     assert len(timed) == len(WAYS)
@@ -293,7 +290,7 @@ def test_the_fastest_way_that_is_good_enough_is_taken(graph, material):
     assert all(each.latency_ms <= 1.05 * fastest_ms for each in good)  # no slower one was looked at
     as_much = [each for each in good if each.agreement >= max(one.agreement for one in good) - 0.005]
     assert first.judged.size_bytes == min(each.size_bytes for each in as_much)
-    assert Graph(first.content).logits(material.judging[:3])[0].shape == (3, 10)
+    assert Graph(first.content).logits(pictures.judging.pixels[:3])[0].shape == (3, 10)
     table = list(lines(search))
     assert table[0].split()[0] == "way"
     assert len(table) >= 2 + len(WAYS)

@@ -103,6 +103,7 @@ def processes(load: Load, rounds: int) -> dict[str, object]:
         "one": round(statistics.median(alone)),
         "together": round(statistics.median(together)),
         "kept": round(statistics.median(shares), 3),
+        "kept_in_each_round": [round(each, 3) for each in shares],
     }
 
 
@@ -220,7 +221,7 @@ def main() -> None:
             )
             keep("throughput", [reach(each, asked.rounds) for each in loads], packages)
         if "processes" in (asked.what or "processes"):
-            keep("throughput_processes", processes(Load(mobile.model, large * 4), asked.rounds), packages)
+            keep("throughput_processes", processes(Load(mobile.model, large * 12), asked.rounds), packages)
         if "memory" in (asked.what or "memory"):
             keep("throughput_memory", memory(Load(small, digits)), packages)
         if "photos" in (asked.what or "photos"):

@@ -55,7 +55,7 @@ endurance: artifacts/model.onnx
 	python benchmarks/endurance.py
 
 artifacts/model.onnx: | $(READY)
-	clf-train --overwrite
+	test -e artifacts/model.json || clf-train
 	clf-export
 
 # Renews the pinned list of the development environment, for every Python from 3.10 on.

@@ -146,6 +146,7 @@ def _decoded(chunk: tuple[list[str], Preprocess]) -> Decoded:
 
 
 def _digests_of_chunk(paths: Sequence[str]) -> list[bytes | Unreadable]:
+    _fetch(paths)
     return [_digest(path) for path in paths]
 
 

@@ -35,6 +35,7 @@ CORES = usable_cores()
 BATCH = 8
 PHOTOS = 200  # from exec to the last answer; twice as many for what is reached
 TOGETHER = 8  # processes
+WARM, MEASURED = 2.0, 8.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,16 @@ def reach(load: Load, rounds: int) -> dict[str, object]:
 
 
 def processes(load: Load, rounds: int) -> dict[str, object]:
-    """Let one process classify all pictures, and then several a part each, opened before the clock starts."""
-    alone, together = [], []
+    """Let one process classify, then several, one, … and relate each to the mean of the single ones around it.
+
+    All go on for as long as is measured, and begin before: what is compared is how fast they run, not how soon
+    they are warm, nor how long the last one is alone with two cores after seven have ended.
+    """
+    alone, together = [_rate_of_processes(load, 1)], []
     for _ in range(rounds):
-        alone.append(_rate_of_processes(load, 1))
         together.append(_rate_of_processes(load, TOGETHER))
-    shares = [several / one for several, one in zip(together, alone, strict=True)]
+        alone.append(_rate_of_processes(load, 1))
+    shares = [several / (sum(around) / 2) for several, around in zip(together, itertools.pairwise(alone), strict=True)]
     return {
         "model": load.model.stem,
         "processes": TOGETHER,
@@ -107,43 +112,43 @@ def processes(load: Load, rounds: int) -> dict[str, object]:
     }
 
 
-# Opens the model, answers once, says so, waits for a line, and classifies what it was given.
+# Opens the model, says so, waits for a line, and classifies; counts what it gives between two moments from then on.
 _PROCESS = """
-import sys
+import itertools, os, sys, time
 from clf_runtime import Classifier
-model, cores, *pictures = sys.argv[1:]
+model, cores, warm, measured, *pictures = sys.argv[1:]
 classifier = Classifier.load(model, device="cpu", threads=int(cores), workers=int(cores))
-classifier.predict(pictures[0])
 print("ready", flush=True)
 sys.stdin.readline()
-print(sum(1 for _ in classifier.predict_files(pictures)), flush=True)
+begin = time.monotonic() + float(warm)
+end = begin + float(measured)
+count = 0
+for _ in classifier.predict_files(itertools.cycle(pictures)):
+    now = time.monotonic()
+    if now > end:
+        break
+    count += now > begin
+print(count, flush=True)
+os._exit(0)
 """
 
 
 def _rate_of_processes(load: Load, count: int) -> float:
-    parts = [load.pictures[start::count] for start in range(count)]
+    command = [sys.executable, "-c", _PROCESS, str(load.model), str(CORES), str(WARM), str(MEASURED), *load.pictures]
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, str(load.model), str(CORES), *part],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for part in parts
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
     ]
     for process in started:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-    begun = time.perf_counter()
     for process in started:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     answered = sum(int(process.stdout.readline()) for process in started if process.stdout)
-    seconds = time.perf_counter() - begun
     for process in started:
         process.communicate()
-    return answered / seconds
+    return answered / MEASURED
 
 
 def memory(load: Load, few: int = 1_000, many: int = 100_000) -> dict[str, object]:
@@ -221,7 +226,7 @@ def main() -> None:
             )
             keep("throughput", [reach(each, asked.rounds) for each in loads], packages)
         if "processes" in (asked.what or "processes"):
-            keep("throughput_processes", processes(Load(mobile.model, large * 12), asked.rounds), packages)
+            keep("throughput_processes", processes(Load(mobile.model, large), asked.rounds), packages)
         if "memory" in (asked.what or "memory"):
             keep("throughput_memory", memory(Load(small, digits)), packages)
         if "photos" in (asked.what or "photos"):

@@ -13,6 +13,7 @@ from clf_export.evidence import Evidence
 from clf_export.reference import Reference
 from clf_runtime.preprocess import fitted, upright_image
 from clf_runtime.selftest import Case, SelfTest
+from clf_runtime.session import Float32Array
 from clf_runtime.spec import Preprocess
 from clf_train.dataset import in_turns
 
@@ -23,7 +24,8 @@ _MOST_OF_GRAPH = 0.04  # for the pictures beyond the fewest; as text a third mor
 _CASE_BYTES = 12_000
 _LOGIT_BYTES = 14  # as text, with its comma
 _NAMES_BYTES = 20_000  # names and brackets, of all
-_MOST_LOGITS_BYTES = 100_000
+_WANTED_LOGITS_BYTES, _MOST_LOGITS_BYTES = 100_000, 180_000
+_BEST = 5  # classes of each picture that are always compared
 _QUALITIES = (90, 75, 50, 25)
 _SIDEWAYS = 0x0112  # EXIF's orientation
 
@@ -34,29 +36,40 @@ def selftest_from_evidence(evidence: Evidence, reference: Reference, tolerance: 
     One of each kind that the data has (format, colour, orientation, transparency), rare kinds first, then the
     classes in turn. Only pictures of which PyTorch is surer than `tolerance` can change: their labels must be the
     same everywhere. `graph_bytes` is the size of what they travel with: a small file gets fewer, 8 at least.
+    Of more than some 1,600 classes, those that matter most for these pictures and an even choice of the others.
     """
     how = reference.spec.preprocess
-    count, room_bytes = _budget(evidence.logits.shape[1])
+    count, compared, room_bytes = _budget(evidence.logits.shape[1])
     chosen = _chosen(evidence, tolerance)[:count]
     encoded = [_small(evidence.encoded[index], how, room_bytes) for index in chosen]
     while len(encoded) > _FEWEST_CASES and sum(map(len, encoded)) > _MOST_OF_GRAPH * graph_bytes:
         encoded.pop()
     names = [evidence.names[index] for index in chosen[: len(encoded)]]
+    logits = reference.logits(encoded)
+    classes = _classes(logits, compared)
     cases = [
         # The shortest text that reads back as the same float32.
-        Case(name, content, tuple(float(str(value)) for value in row))
-        for name, content, row in zip(names, encoded, reference.logits(encoded), strict=True)
+        Case(name, content, tuple(float(str(value)) for value in row[classes]))
+        for name, content, row in zip(names, encoded, logits, strict=True)
     ]
-    return SelfTest(tolerance, tuple(cases))
+    return SelfTest(tolerance, tuple(cases), None if len(classes) == logits.shape[1] else tuple(classes))
 
 
-def _budget(classes: int) -> tuple[int, int]:
-    """Give how many cases there are, and the bytes that the picture of each may have."""
+def _budget(classes: int) -> tuple[int, int, int]:
+    """Give how many cases there are, of how many classes, and the bytes that the picture of each may have."""
     count = _MOST_CASES
-    while count > _FEWEST_CASES and count * classes * _LOGIT_BYTES > _MOST_LOGITS_BYTES:
+    while count > _FEWEST_CASES and count * classes * _LOGIT_BYTES > _WANTED_LOGITS_BYTES:
         count -= 1
-    left = MOST_BYTES - _NAMES_BYTES - count * classes * _LOGIT_BYTES
-    return count, max(500, min(_CASE_BYTES, left * 3 // 4 // count))
+    compared = min(classes, _MOST_LOGITS_BYTES // (count * _LOGIT_BYTES))
+    left = MOST_BYTES - _NAMES_BYTES - count * compared * _LOGIT_BYTES
+    return count, compared, min(_CASE_BYTES, left * 3 // 4 // count)
+
+
+def _classes(logits: Float32Array, count: int) -> list[int]:
+    """Choose classes of logits (N, classes): the best ones of each picture, so that a label can be told, and others."""
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :_BEST]
+    others = np.linspace(0, logits.shape[1] - 1, count).astype(int)
+    return sorted(list(dict.fromkeys([*best.ravel().tolist(), *others.tolist()]))[:count])
 
 
 def _chosen(evidence: Evidence, tolerance: float) -> list[int]:

@@ -23,7 +23,7 @@ class Case:
 
     name: str
     image: bytes  # a picture file, encoded
-    logits: tuple[float, ...]  # float32 PyTorch, on a CPU
+    logits: tuple[float, ...]  # float32 PyTorch, on a CPU; of the self-test's classes
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class SelfTest:
 
     tolerance: float  # the largest |difference of a logit| that counts as the same answer
     cases: tuple[Case, ...]
+    classes: tuple[int, ...] | None = None  # the positions of the logits, ascending; None: all of them
 
     def to_json(self) -> str:
         """Give the text that `from_json` reads."""
@@ -39,7 +40,8 @@ class SelfTest:
             {"name": case.name, "image": base64.b64encode(case.image).decode(), "logits": case.logits}
             for case in self.cases
         ]
-        return json.dumps({"tolerance": self.tolerance, "cases": cases})
+        some = {} if self.classes is None else {"classes": self.classes}
+        return json.dumps({"tolerance": self.tolerance, **some, "cases": cases})
 
     @classmethod
     def from_json(cls, text: str, source: str) -> SelfTest:
@@ -52,8 +54,9 @@ class SelfTest:
                 )
                 for case in content["cases"]
             )
-            return cls(float(content["tolerance"]), cases)
-        except (ValueError, KeyError, TypeError, binascii.Error) as error:
+            some = content.get("classes")
+            return cls(float(content["tolerance"]), cases, None if some is None else tuple(map(int, some)))
+        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
             raise ModelRefused(
                 f"{source}: refused: its {SELFTEST_KEY} cannot be read ({error!r}); export it again"
             ) from None
@@ -95,20 +98,27 @@ def replay(classifier: Classifier) -> Outcome:
     """Run the self-test that `classifier`'s file carries. Raises ModelRefused, PictureRefused."""
     source = str(classifier.file.path)
     test = carried_by(classifier.file)
-    reference = np.asarray([case.logits for case in test.cases], dtype=np.float32)
-    if reference.shape != (len(test.cases), len(classifier.spec.labels)) or not test.cases:
+    labels = range(len(classifier.spec.labels))
+    compared = tuple(labels) if test.classes is None else test.classes
+    if not _fits(test, compared) or not set(compared) <= set(labels):
         raise ModelRefused(f"{source}: refused: its {SELFTEST_KEY} does not fit its labels; export it again")
+    reference = np.asarray([case.logits for case in test.cases], dtype=np.float32)
     logits = np.stack([_logits(classifier, case) for case in test.cases])
-    differences = np.abs(logits - reference).max(axis=1)
+    differences = np.abs(logits[:, list(compared)] - reference).max(axis=1)
+    other = logits.argmax(axis=1) != np.asarray(compared)[reference.argmax(axis=1)]
     worst = int(differences.argmax())  # a NaN counts as the largest
     return Outcome(
         pictures=len(test.cases),
         max_difference=float(differences[worst]),
         worst=test.cases[worst].name,
-        flipped=int((_decided(reference, test.tolerance) & (logits.argmax(axis=1) != reference.argmax(axis=1))).sum()),
+        flipped=int((_decided(reference, test.tolerance) & other).sum()),
         tolerance=test.tolerance,
         provider=classifier.provider,
     )
+
+
+def _fits(test: SelfTest, compared: tuple[int, ...]) -> bool:
+    return bool(test.cases) and bool(compared) and all(len(case.logits) == len(compared) for case in test.cases)
 
 
 def _decided(logits: Float32Array, tolerance: float) -> npt.NDArray[np.bool_]:

@@ -109,12 +109,22 @@ def test_one_of_each_awkward_kind_is_taken_and_stays_of_its_kind():
         )
 
 
-@pytest.mark.parametrize("classes", [4, 1000, 6000])
+@pytest.mark.parametrize("classes", [4, 1000, 1600, 6000, 21_841])
 def test_it_is_small_however_many_classes_there_are(classes):
     reference = Reference(Mean(classes), spec(classes))
     test = selftest_from_evidence(evidence_of(PLAIN | AWKWARD, reference), reference, 1e-4, LARGE)
     assert len(test.cases) == (16 if classes == 4 else 8)
-    assert len(test.to_json()) <= (MOST_BYTES if classes <= 1000 else 3 * MOST_BYTES)
+    assert len(test.to_json()) <= MOST_BYTES
+    if classes <= 1600:
+        assert test.classes is None
+        return
+    assert test.classes is not None
+    assert 1600 < len(test.classes) == len(set(test.classes))
+    assert max(np.diff(test.classes)) <= classes / 1000, "a part of the classes is hardly compared"
+    for case in test.cases:
+        logits = reference.logits([case.image])[0]
+        np.testing.assert_array_equal(np.float32(case.logits), logits[list(test.classes)])
+        assert set(np.argsort(-logits, kind="stable")[:2].tolist()) <= set(test.classes), "a label could not be told"
 
 
 def test_a_small_graph_carries_fewer_pictures_and_still_each_kind():

@@ -94,6 +94,7 @@ def int8_from_onnx(model: onnx.ModelProto, way: Way, ranges: Any) -> bytes:
     copied.CopyFrom(model)
     if way.operators == "weights":
         return _with_small_weights(copied)
+    _widen_normalization(copied.graph)
     with quiet():
         quantizer = QDQQuantizer(
             copied,
@@ -113,6 +114,23 @@ def int8_from_onnx(model: onnx.ModelProto, way: Way, ranges: Any) -> bytes:
     del quantized.metadata_props[:]
     content: bytes = quantized.SerializeToString(deterministic=True)
     return content
+
+
+def _widen_normalization(graph: onnx.GraphProto) -> None:
+    """Repeat mean and deviation, (1, channels, 1, 1), along a row of pixels: (1, channels, 1, width).
+
+    onnxruntime's int8 convolutions want the channels last, so it normalises before it turns the picture: with three
+    numbers at a time, the channels', that took seven times as long, a tenth of a ResNet-18.
+    """
+    width = graph.input[0].type.tensor_type.shape.dim[2].dim_value
+    constants = weights_of(graph)
+    before = set(surroundings(graph))
+    for node in graph.node:
+        if node.name in before and node.op_type in ("Sub", "Mul", "Div"):
+            for constant in (constants[name] for name in node.input if name in constants):
+                if len(constant.dims) == 4 and constant.dims[1] > 1:
+                    row = np.tile(onnx.numpy_helper.to_array(constant), (1, 1, 1, width))
+                    constant.CopyFrom(onnx.numpy_helper.from_array(row, constant.name))
 
 
 def _left_out(graph: onnx.GraphProto, way: Way) -> list[str]:

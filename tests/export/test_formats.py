@@ -23,6 +23,7 @@ from clf_export.onnx_from_program import highest_opset, onnx_from_program
 from clf_export.program_from_model import program_from_model
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import ModelRefused, WrongUsage
+from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 from clf_train import trained
 
 NETWORKS = """
@@ -276,6 +277,26 @@ def test_integers_saturate_on_no_processor(artifacts, graph, pictures, model):
             assert np.iinfo(np.int16).max >= 2 * 64 * 255
         assert proto.opset_import[0].version == 18
         assert {each.domain for each in proto.opset_import} == {""}
+
+
+def test_colours_are_normalised_a_row_at_a_time_in_integer_graphs_with_the_same_answers():
+    from clf_export.graphs import fused
+    from clf_export.int8_from_onnx import int8_from_onnx, ranges_of
+
+    how = Preprocess("RGB", 24, 32, "crop", 1.0, "bilinear", (255, 255, 255))
+    normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    spec = ModelSpec("plain", ("a", "b"), how, normalize, temperature=1.0, metrics=None, provenance=None)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    model_ = fused(onnx_from_program(program_from_model(Deployable(network.eval(), spec).eval(), spec)))
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8)
+    rows = onnx.ModelProto.FromString(int8_from_onnx(model_, WAYS[0], ranges_of(model_, pixels, "minmax")))
+    wide = [each for each in rows.graph.initializer if list(each.dims) == [1, 3, 1, 32]]
+    assert len(wide) == 2
+    given = Graph(rows.SerializeToString()).logits(pixels)[0]
+    for each in wide:
+        each.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(each)[..., :1], each.name))
+    np.testing.assert_array_equal(Graph(rows.SerializeToString()).logits(pixels)[0], given)
+    assert not any(list(each.dims) == [1, 3, 1, 32] for each in model_.graph.initializer)
 
 
 def test_the_fastest_way_that_is_good_enough_is_taken(graph, pictures):

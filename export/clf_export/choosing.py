@@ -15,6 +15,7 @@ from clf_export.graphs import Graph, fused
 from clf_export.held_out import HeldOut
 from clf_export.int8_from_onnx import CALIBRATIONS, WAYS, Way, int8_from_onnx, ranges_of
 from clf_export.latency import medians_ms
+from clf_export.quantizable import quantizable
 from clf_runtime.machine import usable_cores
 from clf_runtime.session import Float32Array
 
@@ -52,7 +53,8 @@ class Search:
 
     def __init__(self, content: bytes, pictures: HeldOut, say: Callable[[str], object] = lambda message: None) -> None:
         """Quantise `content`, a float32 ONNX file without metadata, in every way, and time them beside it."""
-        self._model = fused(content)
+        self._fused = fused(content)
+        self._model = quantizable(self._fused)
         self._pictures = pictures
         self._ranges: dict[str, Any] = {}
         say(f"calibrating INT8 on {len(pictures.calibration)} training pictures, and timing {len(WAYS)} ways of it")
@@ -106,7 +108,8 @@ class Search:
         if calibration not in self._ranges:
             self._ranges[calibration] = ranges_of(self._model, self._pictures.calibration, calibration)
         try:
-            return int8_from_onnx(self._model, way, self._ranges[calibration])
+            model = self._fused if way.operators == "weights" else self._model
+            return int8_from_onnx(model, way, self._ranges[calibration])
         except Exception:  # the quantiser's own faults have no common base: a way that it cannot go is not a candidate
             return None
 

@@ -18,7 +18,7 @@ from clf_runtime.session import CPU, Float32Array
 _BATCH = 32
 _ERRORS_ONLY = 3
 # Operators that only bring the pixels into shape: what comes before the network itself.
-_BEFORE = frozenset(("Cast", "Transpose", "Sub", "Mul", "Div"))
+_BEFORE = frozenset(("Cast", "DequantizeLinear", "Transpose", "Sub", "Mul", "Div"))
 
 
 class Graph:

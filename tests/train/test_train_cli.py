@@ -22,7 +22,8 @@ from conftest import BIN
 from PIL import Image
 
 from clf_runtime.spec import ModelSpec
-from clf_train import trained
+from clf_train import cli, trained
+from clf_train.history import Epoch
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -108,6 +109,17 @@ def test_without_a_terminal_progress_is_a_plain_line_per_epoch(command, tmp_path
     )
     assert [line.split(":")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
     assert "\r" not in done.err
+
+
+def test_an_epoch_that_ends_with_a_line_is_told_at_that_lines_speed(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0)
+    with cli.Progress() as progress:
+        progress.fitting("an order", epochs=2, pictures=200, done=0)
+        progress.stepped(100)
+        progress.epoch(Epoch(1, 0.1, 1.0, 0.5, None, None, 1.0))
+    speeds = re.findall(r"([\d,]+) pictures/s", capsys.readouterr().err)
+    assert len(speeds) == 2
+    assert speeds[0] == speeds[1] != "0"
 
 
 def test_a_folder_of_photographs_becomes_a_model(command, pets, tmp_path):

@@ -261,6 +261,7 @@ class Progress:
         self._done_at_start = 0
         self._told = 0.0
         self._told_at = 0
+        self._recent = 0.0
 
     def __enter__(self) -> Progress:
         return self
@@ -312,13 +313,14 @@ class Progress:
     def _speed(self) -> str:
         """Say how fast it goes since the last line, and how long it will take at the speed so far."""
         now = time.monotonic()
-        recent = (self._done - self._told_at) / max(now - self._told, 1e-9)
+        if self._done > self._told_at:  # an epoch's line may follow another one with no step between them
+            self._recent = (self._done - self._told_at) / max(now - self._told, 1e-9)
+            self._told, self._told_at = now, self._done
         mean = (self._done - self._done_at_start) / max(now - self._started, 1e-9)
-        self._told, self._told_at = now, self._done
         left = (
             f", {duration((self._pictures - self._done) / mean)} left" if mean and self._done < self._pictures else ""
         )
-        return f"{recent:,.0f} pictures/s{left}"
+        return f"{self._recent:,.0f} pictures/s{left}"
 
     def _say(self, line: str) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -30,6 +31,14 @@ _MOST_SIDE = 16_384  # JPEG ends at 65,535, and no screen has as much
 _FONT_SHARE = 1 / 18  # of the shorter side
 _FONT_PIXELS = (14, 96)
 _NAME_BYTES = 200  # of the 255 that file systems take; a temporary name needs the rest
+
+# Pillow's own font has ASCII. For other labels, the first of these on this system that has all their letters.
+_FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc"),  # Linux
+    *("arial.ttf", "msyh.ttc", "msgothic.ttc", "malgun.ttf"),  # Windows
+    *("Arial Unicode.ttf", "PingFang.ttc"),  # macOS
+)
+_IN_NO_FONT = "\U0010ffff"
 
 _GROUND, _KNOWN, _DOUBTED, _INK = (24, 26, 30), (24, 92, 58), (128, 82, 12), (255, 255, 255)
 
@@ -131,7 +140,8 @@ def annotated(image: Image.Image, prediction: Prediction) -> Image.Image:
     for place, (label, score) in enumerate(rows):
         top = image.height + place * height
         draw.rectangle((0, top, max(0, round(width * score) - 1), top + height - 1), color)
-        _write_row(draw, (width, top + height // 2), height // 3, (_latin(label), f"{score:.3f}"), font)
+        written, has_it = _writable(label, font)
+        _write_row(draw, (width, top + height // 2), height // 3, (written, f"{score:.3f}"), has_it)
     return canvas
 
 
@@ -166,7 +176,27 @@ def _write_row(
     draw.text((width - margin, middle), score, _INK, font, "rm")
 
 
+def _writable(label: str, font: ImageFont.FreeTypeFont) -> tuple[str, ImageFont.FreeTypeFont]:
+    """Give what to write for `label`, and the font to do it with: `font`, or one of the system's of its size."""
+    shown = "".join(each if each.isprintable() else "?" for each in label)
+    other = None if shown.isascii() else _font_with(frozenset(shown), round(font.size))
+    return (_latin(shown), font) if other is None else (shown, other)
+
+
+@functools.lru_cache
+def _font_with(letters: frozenset[str], pixels: int) -> ImageFont.FreeTypeFont | None:
+    for name in _FONTS:
+        try:
+            font = ImageFont.truetype(name, pixels)
+        except OSError:
+            continue
+        missing = bytes(font.getmask(_IN_NO_FONT))
+        if not any(bytes(font.getmask(each)) == missing for each in letters):
+            return font
+    return None
+
+
 def _latin(label: str) -> str:
     """Give `label` in the letters that Pillow's own font has: ASCII, without accents."""
     plain = (each for each in unicodedata.normalize("NFKD", label) if not unicodedata.combining(each))
-    return "".join(each if each.isprintable() and each.isascii() else "?" for each in plain)
+    return "".join(each if each.isascii() else "?" for each in plain)

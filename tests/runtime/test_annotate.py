@@ -69,8 +69,33 @@ def test_the_writing_fits_pictures_of_any_size(size):
     assert (below == 255).all(axis=2).any()  # white is written there, and in no part of the picture
 
 
-def test_letters_that_the_font_does_not_have_are_replaced():
-    assert annotate._latin("café Ñandú 北\n") == "cafe Nandu ??"
+@pytest.fixture
+def fonts(tmp_path, monkeypatch):
+    """A folder of system fonts, the only one."""
+    annotate._font_with.cache_clear()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path))
+    (tmp_path / "fonts").mkdir()
+    yield tmp_path / "fonts"
+    annotate._font_with.cache_clear()
+
+
+def test_letters_that_no_font_has_are_replaced(fonts):
+    own = annotate._font(20)
+    assert annotate._writable("café Ñandú 北\n", own) == ("cafe Nandu ??", own)
+    assert annotate._writable("plain", own) == ("plain", own)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where fonts are searched for is told to Pillow by XDG_DATA_HOME")
+def test_a_label_is_written_with_a_font_of_the_system_that_has_its_letters(fonts):
+    matplotlib = pytest.importorskip("matplotlib")
+    shutil.copy(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), fonts)
+    shown, font = annotate._writable("Журавль é\t", annotate._font(20))
+    assert shown == "Журавль é?"
+    assert (font.getname()[0], font.size) == ("DejaVu Sans", 20)
+    assert annotate._writable("北", annotate._font(20))[0] == "?"
+    image = annotated(drawing(400, 300), answer(0.5, "Журавль", 0))
+    assert (np.asarray(image)[-60:] == 255).all(axis=2).any()
 
 
 @pytest.mark.parametrize(

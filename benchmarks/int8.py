@@ -3,7 +3,7 @@
 usage: int8.py ARTIFACTS...
 
 Each folder is one that clf-train finished; clf-export replaces its model.onnx and model.int8.onnx. Rows of folders that
-are not named stay as they were. Latencies are medians, both files in turn.
+are not named, and of other machines, stay as they were. Latencies are medians, both files in turn.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from measure import RESULTS, keep
+from measure import RESULTS, keep, machine
 
 from clf_export.latency import medians_ms
 from clf_runtime import Classifier
+
+SECONDS = 10.0  # of timing, for each file
 
 
 def row(folder: Path) -> dict[str, object]:
@@ -31,9 +33,10 @@ def row(folder: Path) -> dict[str, object]:
     files = [Classifier.load(folder / name, device="cpu") for name in ("model.onnx", "model.int8.onnx")]
     spec = files[0].spec
     picture = np.zeros((1, *spec.preprocess.shape), np.uint8)
-    times = medians_ms([lambda file=file: file.logits(picture) for file in files])  # type: ignore[misc]
+    times = medians_ms([lambda file=file: file.logits(picture) for file in files], SECONDS)  # type: ignore[misc]
     return {
         "model": f"{spec.architecture} on {folder.name}, {spec.preprocess.height}x{spec.preprocess.width}",
+        "machine": machine(),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "way": int8["made"],
         "times smaller": round(fp32["size_bytes"] / int8["size_bytes"], 2),
@@ -50,12 +53,12 @@ def main() -> None:
     """Measure and keep."""
     path = RESULTS / "int8.json"
     before = json.loads(path.read_text())["result"] if path.exists() else []
-    known = {each["model"]: each for each in before}
+    known = {(each["model"], each["machine"]): each for each in before}
     for folder in sys.argv[1:]:
         each = row(Path(folder))
         print(json.dumps(each), file=sys.stderr, flush=True)
-        known[str(each["model"])] = each
-    keep("int8", [known[name] for name in sorted(known)], ["torch", "onnx", "onnxruntime", "numpy"])
+        known[each["model"], each["machine"]] = each
+    keep("int8", [known[name] for name in sorted(known, key=str)], ["torch", "onnx", "onnxruntime", "numpy"])
 
 
 if __name__ == "__main__":

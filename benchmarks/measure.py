@@ -15,6 +15,9 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
+from clf_runtime import processor
+from clf_runtime.machine import usable_cores
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -87,15 +90,11 @@ def keep(name: str, content: object, packages: Sequence[str]) -> None:
 
 
 def machine() -> str:
-    """Name the processor and count what this process may use of it."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, {platform.system()}"
+    """Name the processor with its newest instruction sets, and count what this process may use of it."""
+    newest = (processor.instruction_sets() or [])[-2:]
+    return (
+        f"{processor.name()} ({', '.join(newest) or platform.machine()}), {usable_cores()} cores, {platform.system()}"
+    )
 
 
 def _environment() -> dict[str, str]:

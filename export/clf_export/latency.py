@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 # Each way's turn is some calls in a row, and the first is not counted: it brings back into the cache the weights that
 # the others pushed out. On a device a model runs alone, and those of a small one stay there.
 _IN_A_ROW = 3
-_FEWEST, _MOST = 3, 70  # turns
+_FEWEST, _MOST = 3, 100  # turns
 
 
 def medians_ms(calls: Sequence[Callable[[], object]], seconds: float = 0.5) -> list[float]:

@@ -374,6 +374,11 @@ def on_a_terminal(*arguments: object, cwd: Path, columns: int = 100) -> str:
     )
     os.close(slave)
     process.communicate()
+    return read_to_end(master)
+
+
+def read_to_end(master: int) -> str:
+    """Give what a terminal was sent, whose other side is closed; one read may give the beginning alone."""
     shown = b""
     while True:
         try:
@@ -407,8 +412,7 @@ def test_a_bar_is_not_drawn_for_every_picture(monkeypatch):
         for _ in range(5):
             bar.step()
         monkeypatch.undo()
-        shown = os.read(ours, 65536).decode()
-    os.close(ours)
+    shown = read_to_end(ours)
     assert shown.startswith("\r[")  # nothing was there to be cleared
     assert set(re.findall(r"\d+ of \d+ pictures", shown)) == {"1 of 5 pictures", "5 of 5 pictures"}
 

@@ -37,7 +37,8 @@ check: setup
 	coverage report
 	pytest -n 2 --dist loadscope --ignore tests/runtime
 
-# The same files on seven releases of onnxruntime, each in an environment of its own: 2 minutes.
+# The same files on seven releases of onnxruntime, each in an environment of its own, on OpenVINO and on onnxruntime-web
+# (with npm and Node.js, if they are there): 4 minutes.
 test-runtimes: setup
 	pytest -m "slow or not slow" tests/test_runtimes.py
 

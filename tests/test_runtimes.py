@@ -1,17 +1,26 @@
 """The same files on onnxruntime from the oldest that is promised to the newest, each in an environment of its own.
 
-`make test` has the oldest and the one that is pinned; `make test-runtimes` all of them, and the newest there is today.
+`make test` has the oldest and the one that is pinned; `make test-runtimes` all of them, the newest there is today, and
+the engines that are not ours: OpenVINO by its own API, and onnxruntime-web, which browsers run.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import call, checked, environment
+
+from clf_runtime.classifier import Classifier
+from clf_runtime.onnx_file import SELFTEST_KEY
+from clf_runtime.preprocess import pixels_from_picture
+from clf_runtime.selftest import SelfTest
 
 OLDEST, PINNED = "1.15.1", version("onnxruntime")
 OTHERS = ("1.16.3", "1.17.3", "1.20.1", "1.23.2", "1.26.0", "newest")
@@ -29,6 +38,29 @@ classifier = Classifier.load(sys.argv[1], device="cpu")
 cases = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], "").cases
 pixels = np.stack([pixels_from_picture(case.image, classifier.spec.preprocess) for case in cases])
 json.dump(classifier.logits(pixels)[0].tolist(), sys.stdout)
+"""
+
+# Logits of a model for a file of pixels: model, pixels, shape.
+ASK_OPENVINO = """
+import json, sys
+import numpy as np
+import openvino
+shape = json.loads(sys.argv[3])
+model = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+answer = model({"image": np.fromfile(sys.argv[2], np.uint8).reshape(shape)})
+json.dump(answer["logits"].tolist(), sys.stdout)
+"""
+ASK_ONNXRUNTIME_WEB = """
+import fs from 'fs';
+import * as ort from 'onnxruntime-web';
+const [model, pixels, shape] = process.argv.slice(2);
+const bytes = path => new Uint8Array(fs.readFileSync(path));
+ort.env.wasm.numThreads = 1;
+const session = await ort.InferenceSession.create(bytes(model), {executionProviders: ['wasm']});
+const {logits} = await session.run({image: new ort.Tensor('uint8', bytes(pixels), JSON.parse(shape))});
+const [count, classes] = logits.dims;
+const rows = Array.from({length: count}, (_, at) => [...logits.data.slice(at * classes, (at + 1) * classes)]);
+console.log(JSON.stringify(rows));
 """
 
 
@@ -86,3 +118,35 @@ def test_every_onnxruntime_gives_the_answers_that_were_proven(release, wheel, ar
                     )
                     <= 1e-4
                 )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime-web"])
+def test_engines_that_are_not_ours_give_the_answers_that_were_proven(engine, artifacts, photographs, tmp_path):
+    ask = {"openvino": _openvino, "onnxruntime-web": _onnxruntime_web}[engine](tmp_path)
+    for folder in (artifacts, photographs):
+        for name in FILES:
+            classifier = Classifier.load(folder / name, device="cpu")
+            selftest = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], name)
+            pixels = np.stack([pixels_from_picture(each.image, classifier.spec.preprocess) for each in selftest.cases])
+            pixels.tofile(tmp_path / "pixels")
+            there = json.loads(checked(*ask, folder / name, tmp_path / "pixels", list(pixels.shape)).stdout)
+            proven = [each.logits for each in selftest.cases]
+            assert np.abs(np.subtract(there, proven)).max() <= selftest.tolerance, (folder, name)
+            if name != "model.int8.onnx":
+                assert np.argmax(there, axis=1).tolist() == np.argmax(proven, axis=1).tolist()
+            elif engine == "onnxruntime-web":  # integers are the same everywhere
+                assert np.argmax(there, axis=1).tolist() == classifier.logits(pixels)[0].argmax(axis=1).tolist()
+
+
+def _openvino(folder: Path) -> Sequence[object]:
+    (folder / "ask.py").write_text(ASK_OPENVINO)
+    return environment(folder / "venv", "openvino", "numpy") / "bin/python", folder / "ask.py"
+
+
+def _onnxruntime_web(folder: Path) -> Sequence[object]:
+    if shutil.which("npm") is None:
+        pytest.skip("onnxruntime-web needs npm and Node.js")
+    checked("npm", "install", "--silent", "--ignore-scripts", "--no-package-lock", "onnxruntime-web", cwd=folder)
+    (folder / "ask.mjs").write_text(ASK_ONNXRUNTIME_WEB)
+    return "node", folder / "ask.mjs"

@@ -28,9 +28,10 @@ class Deployable(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Scale, normalise, bring to (N, C, H, W), classify, and apply temperature and softmax."""
-        # Float32, or float64 for a proof. Contiguous, or torch traces layouts: a global pooling then becomes a
-        # Gather of computed places, which is slow, and which onnxruntime 1.17.3 gets wrong in float16.
-        pixels = image.permute(0, 3, 1, 2).to(self.offset.dtype).contiguous()
+        # Float32, or float64 for a proof; first of all, since TensorRT takes uint8 into nothing but a Cast (its issue
+        # 3985). Contiguous, or torch traces layouts: a global pooling then becomes a Gather of computed places, which
+        # is slow, and which onnxruntime 1.17.3 gets wrong in float16.
+        pixels = image.to(self.offset.dtype).permute(0, 3, 1, 2).contiguous()
         logits = self.model((pixels - self.offset) * self.factor)
         return logits, torch.softmax(logits / self.temperature, dim=1)
 

@@ -17,7 +17,7 @@ from clf_export.deployable import INPUT
 # be beside the mean: ImageNet's channels are up to 0.22 apart, which moves the logits of a ResNet-18 by a sixteenth of
 # what INT8 moves them.
 _OFF_THE_MEAN = 0.25
-_NORMALIZATION = ["Cast", "Sub", "Mul", "Conv"]
+_BEGINNING = ["Cast", "Transpose", "Sub", "Mul", "Conv"]
 
 
 def quantizable(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -69,9 +69,9 @@ def _take_pixels(graph: onnx.GraphProto) -> None:
     """
     constants = _constants(graph)
     chain = _first_nodes(graph)
-    cast, sub, mul, conv = chain[-4:] if len(chain) >= 4 else [onnx.NodeProto()] * 4
-    if [node.op_type for node in (cast, sub, mul, conv)] != _NORMALIZATION or not _is_plain(conv, constants):
+    if [node.op_type for node in chain] != _BEGINNING or not _is_plain(chain[-1], constants):
         return
+    cast, transpose, sub, mul, conv = chain
     offset, factor = (constants[node.input[1]].astype(np.float64).reshape(1, -1, 1, 1) for node in (sub, mul))
     zero = np.clip(np.rint(offset.mean()), 0, 255)
     if _pads(conv) and np.abs((zero - offset) * factor).max() > _OFF_THE_MEAN:
@@ -90,8 +90,9 @@ def _take_pixels(graph: onnx.GraphProto) -> None:
     weight, bias_, scale, point = made
     del conv.input[1:]
     conv.input.extend([weight, bias_])
-    pixels = helper.make_node("DequantizeLinear", [cast.input[0], scale, point], [conv.input[0]], cast.name)
-    instead = {cast.name: [pixels], sub.name: [], mul.name: []}
+    transpose.input[0] = INPUT
+    pixels = helper.make_node("DequantizeLinear", [transpose.output[0], scale, point], [conv.input[0]], cast.name)
+    instead = {cast.name: [], sub.name: [pixels], mul.name: []}
     _replace(graph, [each for node in graph.node for each in instead.get(node.name, [node])])
 
 

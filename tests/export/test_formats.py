@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from clf_export.choosing import Search, lines
-from clf_export.deployable import Deployable
+from clf_export.deployable import INPUT, Deployable
 from clf_export.formats import TARGETS, targets_of
 from clf_export.fp16_from_onnx import fp16_from_onnx
 from clf_export.graphs import Graph, fused
@@ -219,6 +219,12 @@ def test_the_files_of_less_precision_are_smaller_and_their_interface_is_the_same
         ]
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.fp16.onnx"])
+def test_pixels_go_into_nothing_but_a_cast_as_tensorrt_wants_it(artifacts, name):
+    nodes = onnx.load(artifacts / name).graph.node
+    assert [node.op_type for node in nodes if INPUT in node.input] == ["Cast"]
+
+
 def test_half_precision_computes_in_half_precision(artifacts):
     model = onnx.load(artifacts / "model.fp16.onnx")
     kinds = {each.data_type for each in model.graph.initializer if np.prod(each.dims) > 100}
@@ -302,7 +308,7 @@ IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         (0, IMAGENET, ["Transpose", "DequantizeLinear", "Conv", "Relu", "GlobalAveragePool"], 1e-4),
         (1, IMAGENET, ["Transpose", "DequantizeLinear", "Conv", "Relu", "GlobalAveragePool"], 0.05),
         # To pad with one number would be to pad with another colour than the mean.
-        (1, Normalize((0.2, 0.5, 0.8), (0.2, 0.2, 0.2)), ["Transpose", "Cast", "Sub", "Mul", "Conv"], 1e-4),
+        (1, Normalize((0.2, 0.5, 0.8), (0.2, 0.2, 0.2)), ["Cast", "Transpose", "Sub", "Mul", "Conv"], 1e-4),
         (0, Normalize((0.2, 0.5, 0.8), (0.2, 0.2, 0.2)), ["Transpose", "DequantizeLinear", "Conv"], 1e-4),
     ],
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from clf_export.bias_correction import means_of
 from clf_export.graphs import Graph, fused
 from clf_export.held_out import HeldOut
 from clf_export.int8_from_onnx import CALIBRATIONS, WAYS, Way, int8_from_onnx, ranges_of
@@ -54,10 +55,11 @@ class Search:
     def __init__(self, content: bytes, pictures: HeldOut, say: Callable[[str], object] = lambda message: None) -> None:
         """Quantise `content`, a float32 ONNX file without metadata, in every way, and time them beside it."""
         self._fused = fused(content)
-        self._model = quantizable(self._fused)
+        self._quantizable = {ends: quantizable(self._fused, takes_pixels=ends == "int8") for ends in ("int8", "float")}
         self._pictures = pictures
         self._ranges: dict[str, Any] = {}
         say(f"calibrating INT8 on {len(pictures.calibration)} training pictures, and timing {len(WAYS)} ways of it")
+        self._means = means_of(self._quantizable["int8"], pictures.calibration)
         floats = Graph(content, usable_cores())
         self._logits = floats.all_logits(pictures.judging.pixels)
         made = {way: bytes_ for way in WAYS if (bytes_ := self._made(way, CALIBRATIONS[0])) is not None}
@@ -106,10 +108,10 @@ class Search:
 
     def _made(self, way: Way, calibration: str) -> bytes | None:
         if calibration not in self._ranges:
-            self._ranges[calibration] = ranges_of(self._model, self._pictures.calibration, calibration)
+            self._ranges[calibration] = ranges_of(self._quantizable["int8"], self._pictures.calibration, calibration)
         try:
-            model = self._fused if way.operators == "weights" else self._model
-            return int8_from_onnx(model, way, self._ranges[calibration])
+            model = self._fused if way.operators == "weights" else self._quantizable[way.ends]
+            return int8_from_onnx(model, way, self._ranges[calibration], self._means)
         except Exception:  # the quantiser's own faults have no common base: a way that it cannot go is not a candidate
             return None
 

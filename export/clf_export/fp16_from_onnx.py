@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from clf_export.graphs import fused, largest_values, surroundings, weights_of
+from clf_export.graphs import fused, in_order, largest_values, surroundings, weights_of
 from clf_runtime.preprocess import UInt8Array
 
 _HIGHEST = float(np.finfo(np.float16).max)
@@ -36,7 +36,7 @@ def fp16_from_onnx(content: bytes, pixels: UInt8Array) -> tuple[bytes, tuple[str
     )
     del converted.graph.value_info[:]
     _keep_between(converted.graph)
-    return _in_order(converted).SerializeToString(deterministic=True), tuple(kind for _, kind in overflowing)
+    return in_order(converted).SerializeToString(deterministic=True), tuple(kind for _, kind in overflowing)
 
 
 def _overflowing(model: onnx.ModelProto, pixels: UInt8Array) -> list[tuple[str, str]]:
@@ -80,24 +80,3 @@ def _keep_between(graph: onnx.GraphProto) -> None:
 
 def _is_cast(node: onnx.NodeProto, to: int) -> bool:
     return node.op_type == "Cast" and any(each.name == "to" and each.i == to for each in node.attribute)
-
-
-def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Put each node behind those that it needs: the converter appends its casts at the end.
-
-    It also casts a tensor twice that a node takes twice, under one name.
-    """
-    waiting = list({tuple(node.output): node for node in model.graph.node}.values())
-    made = {name for node in waiting for name in node.output}
-    known: set[str] = set()
-    ordered: list[onnx.NodeProto] = []
-    while waiting:
-        ready = [node for node in waiting if all(name in known or name not in made for name in node.input)]
-        ordered += ready
-        known.update(name for node in ready for name in node.output)
-        done = {id(node) for node in ready}
-        waiting = [node for node in waiting if id(node) not in done]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
-    return model

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 
@@ -42,12 +43,7 @@ class Graph:
 def fused(content: bytes) -> onnx.ModelProto:
     """Give the graph with constants folded and batch normalisation in the weights, standard operators only."""
     before = onnx.ModelProto.FromString(content)
-    with tempfile.TemporaryDirectory() as folder:
-        options = _options(0)
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder, "fused.onnx"))
-        onnxruntime.InferenceSession(content, options, providers=[CPU])
-        after = onnx.load(options.optimized_model_filepath)
+    after = _optimized(content, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
     # onnxruntime notes down every domain that it knows, and the IR that it would write.
     after.ir_version = before.ir_version
     del after.opset_import[:]
@@ -56,6 +52,20 @@ def fused(content: bytes) -> onnx.ModelProto:
     for index, node in enumerate(after.graph.node):
         node.name = f"{node.op_type}_{index}"
     return after
+
+
+def as_run(content: bytes) -> onnx.ModelProto:
+    """Give the graph with integer operators where onnxruntime computes in integers, and its own operators."""
+    return _optimized(content, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
+
+
+def _optimized(content: bytes, level: Any) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(0)
+        options.graph_optimization_level = level
+        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        onnxruntime.InferenceSession(content, options, providers=[CPU])
+        return onnx.load(options.optimized_model_filepath)
 
 
 def surroundings(graph: onnx.GraphProto) -> list[str]:
@@ -97,6 +107,52 @@ def largest_values(model: onnx.ModelProto, pixels: UInt8Array, batch: int = 4) -
         for name, value in zip(names, session.run(names, {INPUT: pixels[at : at + batch]}), strict=True):
             largest[name] = max(largest[name], float(np.abs(value).max(initial=0.0)))
     return largest
+
+
+def channel_means(
+    model: onnx.ModelProto, names: Iterable[str], pixels: UInt8Array, batch: int = 4
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Run pictures through and give, for each of these tensors (N, C, ...), the mean of each channel, (C,)."""
+    names = sorted(names)
+    seen = onnx.ModelProto()
+    seen.CopyFrom(model)
+    seen.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = onnxruntime.InferenceSession(seen.SerializeToString(), _options(0), providers=[CPU])
+    sums = dict.fromkeys(names, np.zeros(0))
+    for at in range(0, len(pixels), batch):
+        some = pixels[at : at + batch]
+        for name, value in zip(names, session.run(names, {INPUT: some}), strict=True):
+            mean = value.reshape(*value.shape[:2], -1).mean(axis=(0, 2), dtype=np.float64)
+            sums[name] = mean * len(some) + (sums[name] if at else 0.0)
+    return {name: total / len(pixels) for name, total in sums.items()}
+
+
+def put_first(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Put nodes before all others."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*nodes, *graph.node)]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Put each node behind those that it needs, as ONNX demands: converters append theirs at the end.
+
+    A node that is there twice, under one name, is put in once: float16's converter makes such.
+    """
+    waiting = list({tuple(node.output): node for node in model.graph.node}.values())
+    made = {name for node in waiting for name in node.output}
+    known: set[str] = set()
+    ordered: list[onnx.NodeProto] = []
+    while waiting:
+        ready = [node for node in waiting if all(name in known or name not in made for name in node.input)]
+        ordered += ready
+        known.update(name for node in ready for name in node.output)
+        done = {id(node) for node in ready}
+        waiting = [node for node in waiting if id(node) not in done]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in ordered]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return model
 
 
 def nodes_with(graph: onnx.GraphProto, kinds: frozenset[str]) -> Iterator[onnx.NodeProto]:

@@ -8,6 +8,7 @@ integers. Source: onnxruntime's page "Quantize ONNX Models", on U8S8 and reduce_
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 
+from clf_export.bias_correction import Float64Array, correct_biases
 from clf_export.deployable import INPUT
-from clf_export.graphs import nodes_with, surroundings, weights_of
+from clf_export.graphs import as_run, in_order, nodes_with, put_first, surroundings, weights_of
 from clf_export.quiet import quiet
 from clf_runtime.preprocess import UInt8Array
 
@@ -34,6 +36,7 @@ _LAYERS = frozenset(("Conv", "Gemm", "MatMul"))
 # The library's table lacks it, but what it does with any operator is what this one needs.
 _OPERATORS = frozenset((*QDQRegistry, "GlobalAveragePool"))
 _BATCH = 8
+_LARGEST_WEIGHT = 64  # of 7 bits
 # Smaller constants are not worth two more nodes.
 _SMALLEST_WEIGHT = 256
 
@@ -90,10 +93,20 @@ def ranges_of(model: onnx.ModelProto, pixels: UInt8Array, calibration: str) -> A
         return calibrator.compute_data()
 
 
-def int8_from_onnx(model: onnx.ModelProto, way: Way, ranges: Any) -> bytes:
-    """Quantise a float32 graph, which stays as it is; gives an ONNX file without metadata.
+def int8_from_onnx(model: onnx.ModelProto, way: Way, ranges: Any, means: Mapping[str, Float64Array]) -> bytes:
+    """Quantise a float32 graph.
 
-    For every way but the one that stores weights only, it is a quantizable graph, as its ranges are of one.
+    Args:
+        model: stays as it is; for every way but the one that stores weights only, a quantizable graph.
+        way: how.
+        ranges: of its activations, by `ranges_of`.
+        means: of its layers' inputs, by `clf_export.bias_correction.means_of`.
+
+    Returns:
+        The ONNX file, without metadata.
+
+    Raises:
+        ValueError: newer releases of onnxruntime would run another network than the one described.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
@@ -113,11 +126,24 @@ def int8_from_onnx(model: onnx.ModelProto, way: Way, ranges: Any) -> bytes:
             {"ActivationSymmetric": False, "WeightSymmetric": True},
         )
         quantizer.quantize_model()
-    quantized = quantizer.model.model
+    quantized = in_order(quantizer.model.model)
+    correct_biases(quantized.graph, model.graph, means)
     del quantized.graph.value_info[:]
     del quantized.metadata_props[:]
     content: bytes = quantized.SerializeToString(deterministic=True)
+    _refuse_others(content)
     return content
+
+
+def _refuse_others(content: bytes) -> None:
+    """Raise ValueError where onnxruntime itself would make integers of a layer that was to stay float32.
+
+    Since 1.21 it does so between integers (WeightBiasQuantization): of 8 bits, which saturate.
+    """
+    for each in as_run(content).graph.initializer:
+        weights = each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1
+        if weights and np.abs(onnx.numpy_helper.to_array(each).astype(int)).max(initial=0) > _LARGEST_WEIGHT:
+            raise ValueError(f"{each.name}: onnxruntime would make integers of these weights")
 
 
 def _left_out(graph: onnx.GraphProto, way: Way) -> list[str]:
@@ -150,9 +176,7 @@ def _with_small_weights(model: onnx.ModelProto) -> bytes:
         # Not DequantizeLinear: onnxruntime keeps that for each run, and folds these two when it opens the file.
         nodes.append(onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_float"], to=onnx.TensorProto.FLOAT))
         nodes.append(onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
-    rest = [onnx.NodeProto.FromString(node.SerializeToString()) for node in model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend([*nodes, *rest])
+    put_first(model.graph, nodes)
     del model.graph.value_info[:]
     content: bytes = model.SerializeToString(deterministic=True)
     return content

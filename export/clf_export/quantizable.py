@@ -20,14 +20,18 @@ _OFF_THE_MEAN = 0.25
 _BEGINNING = ["Cast", "Transpose", "Sub", "Mul", "Conv"]
 
 
-def quantizable(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Give a fused float32 graph rewritten, with nearly the same answers; `model` stays as it is."""
+def quantizable(model: onnx.ModelProto, takes_pixels: bool = True) -> onnx.ModelProto:
+    """Give a fused float32 graph rewritten, with nearly the same answers; `model` stays as it is.
+
+    A first layer that is to stay float32 must not take the pixels, or onnxruntime makes integers of it all the same.
+    """
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     pictures = _pictures(model)
     del rewritten.graph.value_info[:]
     _pool_globally(rewritten.graph, pictures)
-    _take_pixels(rewritten.graph)
+    if takes_pixels:
+        _take_pixels(rewritten.graph)
     return rewritten
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import textwrap
 
 import numpy as np
@@ -12,19 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from clf_export.choosing import Search, lines
 from clf_export.deployable import INPUT, Deployable
 from clf_export.formats import TARGETS, targets_of
 from clf_export.fp16_from_onnx import fp16_from_onnx
-from clf_export.graphs import Graph, fused
+from clf_export.graphs import Graph
 from clf_export.held_out import held_out
-from clf_export.int8_from_onnx import WAYS, int8_from_onnx, ranges_of
 from clf_export.onnx_from_program import highest_opset, onnx_from_program
 from clf_export.program_from_model import program_from_model
-from clf_export.quantizable import quantizable
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import ModelRefused, WrongUsage
-from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 from clf_train import trained
 
 NETWORKS = """
@@ -211,6 +206,7 @@ def test_the_files_of_less_precision_are_smaller_and_their_interface_is_the_same
     assert sizes[0] > 1.9 * sizes[1]
     assert sizes[0] > 3.5 * sizes[2]
     for target in TARGETS[:3]:
+        onnx.checker.check_model(artifacts / target.file, full_check=True)
         graph = onnx.load(artifacts / target.file).graph
         assert [(each.name, each.type.tensor_type.elem_type) for each in (*graph.input, *graph.output)] == [
             ("image", onnx.TensorProto.UINT8),
@@ -256,114 +252,3 @@ def test_an_operator_that_overflows_float16_stays_in_float32(model, pictures):
     np.testing.assert_allclose(given, wanted, atol=0.01 * np.abs(wanted).max())
     inside = {node.op_type for node in onnx.ModelProto.FromString(half).graph.node}
     assert "Cast" in inside
-
-
-def test_integers_saturate_on_no_processor(artifacts, graph, pictures, model):
-    """Weights of 7 bits and unsigned activations: two products fit the 16 bits that AVX2 adds them in."""
-    floats = fused(graph)
-    integers = quantizable(floats)
-    ranges = ranges_of(integers, pictures.calibration, "minmax")
-    for way in WAYS:
-        model_ = floats if way.operators == "weights" else integers
-        proto = onnx.ModelProto.FromString(int8_from_onnx(model_, way, ranges))
-        weights = [
-            onnx.numpy_helper.to_array(each)
-            for each in proto.graph.initializer
-            if each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1
-        ]
-        assert weights
-        activations = [
-            each for each in proto.graph.initializer if each.data_type == onnx.TensorProto.UINT8 and not each.dims
-        ]
-        if way.operators == "weights":
-            assert not activations  # nothing is added up in integers
-        else:
-            assert activations
-            assert max(np.abs(each.astype(int)).max() for each in weights) <= 64
-            assert np.iinfo(np.int16).max >= 2 * 64 * 255
-        assert proto.opset_import[0].version == 18
-        assert {each.domain for each in proto.opset_import} == {""}
-
-
-class Pooling(nn.Module):
-    """A convolution of colours, and a mean over all places that keeps its axes, or does not."""
-
-    def __init__(self, pads, keepdim):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=pads)
-        self.fc = nn.Linear(4, 2)
-        self.keepdim = keepdim
-
-    def forward(self, images):
-        return self.fc(torch.relu(self.conv(images)).mean((2, 3), keepdim=self.keepdim).flatten(1))
-
-
-IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-@pytest.mark.parametrize("keepdim", [True, False])
-@pytest.mark.parametrize(
-    ("pads", "normalize", "kinds", "most"),
-    [
-        (0, IMAGENET, ["Transpose", "DequantizeLinear", "Conv", "Relu", "GlobalAveragePool"], 1e-4),
-        (1, IMAGENET, ["Transpose", "DequantizeLinear", "Conv", "Relu", "GlobalAveragePool"], 0.05),
-        # To pad with one number would be to pad with another colour than the mean.
-        (1, Normalize((0.2, 0.5, 0.8), (0.2, 0.2, 0.2)), ["Cast", "Transpose", "Sub", "Mul", "Conv"], 1e-4),
-        (0, Normalize((0.2, 0.5, 0.8), (0.2, 0.2, 0.2)), ["Transpose", "DequantizeLinear", "Conv"], 1e-4),
-    ],
-)
-def test_for_integers_the_first_layer_takes_pixels_and_pools_have_one_name(pads, normalize, kinds, most, keepdim):
-    torch.manual_seed(0)
-    how = Preprocess("RGB", 24, 32, "crop", 1.0, "bilinear", (255, 255, 255))
-    spec = ModelSpec("pooling", ("a", "b"), how, normalize, temperature=1.0, metrics=None, provenance=None)
-    module = Deployable(Pooling(pads, keepdim).eval(), spec).eval()
-    content = onnx_from_program(program_from_model(module, spec))
-    before = fused(content)
-    after = quantizable(before)
-    assert [node.op_type for node in after.graph.node][: len(kinds)] == kinds
-    assert "ReduceMean" not in {node.op_type for node in after.graph.node}
-    onnx.checker.check_model(after, full_check=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8)
-    wanted = Graph(content).logits(pixels)[0]
-    given = Graph(after.SerializeToString()).logits(pixels)[0]
-    assert np.abs(given - wanted).max() <= most * np.abs(wanted).max()
-    assert before.SerializeToString(deterministic=True) == fused(content).SerializeToString(deterministic=True)
-    integers = onnx.ModelProto.FromString(int8_from_onnx(after, WAYS[0], ranges_of(after, pixels, "minmax")))
-    quantized = Graph(integers.SerializeToString()).logits(pixels)[0]
-    assert np.abs(quantized - wanted).max() <= 0.05 * np.abs(wanted).max()
-    made = [node.output[0] for node in integers.graph.node if node.op_type == "QuantizeLinear"]
-    assert ("DequantizeLinear" in kinds) == (not any("mul" in name for name in made))  # pixels are not rounded again
-
-
-def test_the_fastest_way_that_is_good_enough_is_taken(graph, pictures):
-    search = Search(graph, pictures)
-    first = next(search.candidates(max_drop=0.5))
-    timed = {each.way: each.latency_ms for each in search.table}
-    assert len(timed) == len(WAYS)
-    assert search.float_accuracy - first.judged.accuracy <= 0.005
-    assert first.judged.agreement >= 0.95
-    good = [each for each in search.seen if search.float_accuracy - each.accuracy <= 0.005 and each.agreement >= 0.95]
-    fastest_ms = min(each.latency_ms for each in good)
-    assert all(each.latency_ms <= 1.05 * fastest_ms for each in good)  # no slower one was looked at
-    as_much = [each for each in good if each.agreement >= max(one.agreement for one in good) - 0.005]
-    assert first.judged.size_bytes == min(each.size_bytes for each in as_much)
-    assert Graph(first.content).logits(pictures.judging.pixels[:3])[0].shape == (3, 10)
-    table = list(lines(search))
-    assert table[0].split()[0] == "way"
-    assert len(table) >= 2 + len(WAYS)
-
-
-def test_where_no_way_is_good_enough_the_table_is_told_and_nothing_is_written(artifacts, tmp_path, monkeypatch, model):
-    from clf_export import choosing, exporting
-
-    folder = tmp_path / "artifacts"
-    folder.mkdir()
-    for name in ("model.pt", "model.json"):
-        shutil.copy(artifacts / name, folder)
-    # More than all of the labels cannot be kept: a floor that no way reaches.
-    monkeypatch.setattr(choosing, "AGREEMENT_FLOOR", 1.01)
-    said = []
-    with pytest.raises(ModelRefused, match=r"no way of making it keeps accuracy within 0\.5 percentage points"):
-        exporting.export(folder, TARGETS[2:3], say=said.append)
-    assert sum("ends" in line for line in said) >= len(WAYS)
-    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.pt"]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from clf_export.graphs import channel_means, nodes_with, put_first
+from clf_export.graphs import channel_means, nodes_with, output_axis, put_first
 from clf_runtime.preprocess import UInt8Array
 
 Float64Array = npt.NDArray[np.float64]
@@ -51,19 +51,19 @@ def correct_biases(quantized: onnx.GraphProto, graph: onnx.GraphProto, means: Ma
         original = originals[node.name]
         if not {*node.input[:2]} <= dequantized.keys() or not _is_plain(original):
             continue
-        taken = float(constants[dequantized[node.input[0]].input[1]])
-        weight = dequantized[node.input[1]]
-        axis = _attribute(weight, "axis", 1) if constants[weight.input[1]].ndim else 0
+        taken, weight = (dequantized[name] for name in node.input[:2])
+        step, scale = (constants[each.input[1]].astype(np.float64) for each in (taken, weight))
+        axis = output_axis(original, constants[weight.input[0]].ndim)
         integers = np.moveaxis(constants[weight.input[0]], axis, 0)
-        scale = constants[weight.input[1]].astype(np.float64)
-        bias = floats[original.input[2]].astype(np.float64) if len(original.input) > 2 else np.zeros(len(integers))
-        integers, scale = _with_room(integers, scale, bias / taken)
-        rounded = np.moveaxis((integers.T * scale).T, 0, axis)
-        bias = bias - _moved(original, rounded - floats[original.input[1]], means[original.input[0]])
+        bias = np.zeros(len(integers)) + (floats[original.input[2]].ravel() if len(original.input) > 2 else 0)
+        integers, scale = _with_room(integers, scale, bias / step)
+        error = (integers.T * scale).T - np.moveaxis(floats[original.input[1]], axis, 0)
+        bias -= _moved(error, means[original.input[0]], _groups(original))
         names = [f"{node.name}_bias_int32", f"{node.name}_bias_scale"]
-        values[weight.input[0]], values[weight.input[1]] = np.moveaxis(integers, 0, axis), scale.astype(np.float32)
-        values[names[0]] = np.rint(bias / (taken * scale)).astype(np.int32)
-        values[names[1]] = (taken * scale).astype(np.float32)
+        values[weight.input[0]] = np.moveaxis(integers, 0, axis)
+        values[weight.input[1]] = scale.astype(np.float32)
+        values[names[0]] = np.rint(bias / (step * scale)).astype(np.int32)
+        values[names[1]] = (step * scale).astype(np.float32)
         made.append(helper.make_node("DequantizeLinear", names, [f"{node.name}_bias_float"], names[0], axis=0))
         dropped.update(node.input[2:])
         del node.input[2:]
@@ -77,12 +77,12 @@ def correct_biases(quantized: onnx.GraphProto, graph: onnx.GraphProto, means: Ma
     quantized.initializer.extend([*kept, *(numpy_helper.from_array(value, name) for name, value in values.items())])
 
 
-def _moved(node: onnx.NodeProto, error: Float64Array, mean: Float64Array) -> Float64Array:
-    """Give how far a layer's outputs (C,) are moved by an error of its weights."""
-    if node.op_type == "Gemm":
-        return error @ mean if _attribute(node, "transB", 0) else mean @ error
-    groups = _attribute(node, "group", 1)
-    by_input = error.reshape(*error.shape[:2], -1).sum(axis=2)  # padding is taken for more of the same
+def _moved(error: Float64Array, mean: Float64Array, groups: int) -> Float64Array:
+    """Give how far outputs (C,) are moved by errors of the weights (C, ...), of inputs with this mean in each channel.
+
+    Padding is taken for more of the same.
+    """
+    by_input = error.reshape(*error.shape[:2], -1).sum(axis=2)
     of_group = mean.reshape(groups, -1).repeat(len(error) // groups, axis=0)
     moved: Float64Array = (by_input * of_group).sum(axis=1)
     return moved
@@ -101,15 +101,12 @@ def _with_room(integers: Int8Array, scale: Float64Array, bias: Float64Array) -> 
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
+    """Tell whether its weights and its bias are taken as they are."""
     return all(each.f == 1 for each in node.attribute if each.name in ("alpha", "beta"))
 
 
-def _axis(node: onnx.NodeProto) -> int:
-    return _attribute(node, "axis", 1)
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((each.i for each in node.attribute if each.name == name), default)
+def _groups(node: onnx.NodeProto) -> int:
+    return next((each.i for each in node.attribute if each.name == "group"), 1)
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:

@@ -90,6 +90,14 @@ def weights_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return {each.name: each for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT}
 
 
+def output_axis(node: onnx.NodeProto, axes: int) -> int:
+    """Give which of the axes of a layer's weights is that of its outputs."""
+    if node.op_type == "Conv":
+        return 0
+    transposed = any(each.name == "transB" and each.i for each in node.attribute)
+    return 0 if transposed else axes - 1
+
+
 def largest_values(model: onnx.ModelProto, pixels: UInt8Array, batch: int = 4) -> dict[str, float]:
     """Run pictures through and give, for each float tensor between the nodes, the largest |value| that was seen."""
     typed = onnx.shape_inference.infer_shapes(model)

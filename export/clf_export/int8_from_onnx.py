@@ -21,7 +21,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 
 from clf_export.bias_correction import Float64Array, correct_biases
 from clf_export.deployable import INPUT
-from clf_export.graphs import as_run, in_order, nodes_with, put_first, surroundings, weights_of
+from clf_export.graphs import as_run, in_order, nodes_with, output_axis, put_first, surroundings, weights_of
 from clf_export.quiet import quiet
 from clf_runtime.preprocess import UInt8Array
 
@@ -169,7 +169,7 @@ def _with_small_weights(model: onnx.ModelProto) -> bytes:
         if name not in weights or np.prod(weights[name].dims) < _SMALLEST_WEIGHT:
             continue
         values = onnx.numpy_helper.to_array(weights.pop(name))
-        integers, scales = _symmetric(values, _output_axis(node, values.ndim))
+        integers, scales = _symmetric(values, output_axis(node, values.ndim))
         model.graph.initializer.remove(next(each for each in model.graph.initializer if each.name == name))
         model.graph.initializer.append(onnx.numpy_helper.from_array(integers, f"{name}_int8"))
         model.graph.initializer.append(onnx.numpy_helper.from_array(scales, f"{name}_scale"))
@@ -187,10 +187,3 @@ def _symmetric(values: Any, axis: int) -> tuple[Any, Any]:
     others = tuple(each for each in range(values.ndim) if each != axis)
     scales = np.maximum(np.abs(values).max(axis=others, keepdims=True), np.float32(1e-12)) / np.float32(127)
     return np.round(values / scales).astype(np.int8), scales.astype(np.float32)
-
-
-def _output_axis(node: onnx.NodeProto, axes: int) -> int:
-    if node.op_type == "Conv":
-        return 0
-    transposed = any(each.name == "transB" and each.i for each in node.attribute)
-    return 0 if transposed else axes - 1

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from clf_export.graphs import channel_means, nodes_with, output_axis, put_first
+from clf_export.graphs import channel_means, constants_of, nodes_with, output_axis, put_first
 from clf_runtime.preprocess import UInt8Array
 
 Float64Array = npt.NDArray[np.float64]
@@ -41,7 +41,7 @@ def correct_biases(quantized: onnx.GraphProto, graph: onnx.GraphProto, means: Ma
         graph: the same in float32; nodes have the same names.
         means: of what its layers take, by `means_of`.
     """
-    floats, constants = _constants(graph), _constants(quantized)
+    floats, constants = constants_of(graph), constants_of(quantized)
     originals = {node.name: node for node in nodes_with(graph, _LAYERS)}
     dequantized = {node.output[0]: node for node in quantized.node if node.op_type == "DequantizeLinear"}
     values: dict[str, npt.NDArray[Any]] = {}
@@ -107,7 +107,3 @@ def _is_plain(node: onnx.NodeProto) -> bool:
 
 def _groups(node: onnx.NodeProto) -> int:
     return next((each.i for each in node.attribute if each.name == "group"), 1)
-
-
-def _constants(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
-    return {each.name: numpy_helper.to_array(each) for each in graph.initializer}

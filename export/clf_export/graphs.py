@@ -90,6 +90,11 @@ def weights_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return {each.name: each for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT}
 
 
+def constants_of(graph: onnx.GraphProto) -> dict[str, npt.NDArray[Any]]:
+    """Give the values of all constants of a graph by name."""
+    return {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+
+
 def output_axis(node: onnx.NodeProto, axes: int) -> int:
     """Give which of the axes of a layer's weights is that of its outputs."""
     if node.op_type == "Conv":

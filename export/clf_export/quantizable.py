@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from clf_export.deployable import INPUT
+from clf_export.graphs import constants_of
 
 # A quantised convolution pads with one number, not with one for each channel. So much of a standard deviation may that
 # be beside the mean: ImageNet's channels are up to 0.22 apart, which moves the logits of a ResNet-18 by a sixteenth of
@@ -43,7 +44,7 @@ def _pictures(model: onnx.ModelProto) -> set[str]:
 
 def _pool_globally(graph: onnx.GraphProto, pictures: set[str]) -> None:
     """Say a mean over all places of a picture as GlobalAveragePool."""
-    constants = _constants(graph)
+    constants = constants_of(graph)
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         axes = constants.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) > 1 else None
@@ -71,7 +72,7 @@ def _take_pixels(graph: onnx.GraphProto) -> None:
     it: x - zero is what DequantizeLinear makes of pixels. Where the first layer is another one, or pads with what is
     too far from the mean, the graph stays as it is.
     """
-    constants = _constants(graph)
+    constants = constants_of(graph)
     chain = _first_nodes(graph)
     if [node.op_type for node in chain] != _BEGINNING or not _is_plain(chain[-1], constants):
         return
@@ -120,10 +121,6 @@ def _is_plain(conv: onnx.NodeProto, constants: dict[str, np.ndarray]) -> bool:
 
 def _pads(conv: onnx.NodeProto) -> bool:
     return any(each.name == "pads" and any(each.ints) for each in conv.attribute)
-
-
-def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
-    return {each.name: numpy_helper.to_array(each) for each in graph.initializer}
 
 
 def _replace(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:

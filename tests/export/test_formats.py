@@ -53,21 +53,6 @@ class Branching(nn.Module):
 """
 
 
-@pytest.fixture(scope="module")
-def model(artifacts):
-    return trained.load(artifacts)
-
-
-@pytest.fixture(scope="module")
-def graph(model):
-    return onnx_from_program(program_from_model(Deployable(model.model, model.spec).eval(), model.spec))
-
-
-@pytest.fixture(scope="module")
-def pictures(artifacts, model):
-    return held_out(artifacts, model.spec, None, None)
-
-
 def test_every_combination_that_exists_is_a_file_and_no_other_is_accepted():
     assert targets_of(["onnx", "pt2", "torchscript"], ["fp32", "fp16", "int8"]) == TARGETS
     assert [each.file for each in targets_of(["onnx", "pt2"], ["fp32", "int8"])] == [
@@ -240,7 +225,9 @@ class Overflowing(nn.Module):
         return (large * large) / 90_000
 
 
-def test_an_operator_that_overflows_float16_stays_in_float32(model, pictures):
+def test_an_operator_that_overflows_float16_stays_in_float32(artifacts):
+    model = trained.load(artifacts)
+    pictures = held_out(artifacts, model.spec, None, None)
     module = Deployable(Overflowing(model.model).eval(), model.spec).eval()
     content = onnx_from_program(program_from_model(module, model.spec))
     pixels = pictures.judging.pixels

@@ -16,9 +16,9 @@ demo: setup
 	clf-run artifacts/samples
 	@echo
 	@echo "The report of the training:  artifacts/report.html"
-	@echo "Your own pictures:           .venv/bin/clf-run my-digit.jpg"
-	@echo "Your own classes:            .venv/bin/clf-train --data FOLDER -a artifacts/mine   (a folder of pictures per class)"
-	@echo "Then:                        .venv/bin/clf-export -a artifacts/mine && .venv/bin/clf-run -a artifacts/mine PICTURE"
+	@echo "Your own images:           .venv/bin/clf-run my-digit.jpg"
+	@echo "Your own classes:            .venv/bin/clf-train --data FOLDER -a artifacts/mine   (a folder of images per class)"
+	@echo "Then:                        .venv/bin/clf-export -a artifacts/mine && .venv/bin/clf-run -a artifacts/mine IMAGE"
 
 test: lint check
 

@@ -145,7 +145,7 @@ def model(artifacts: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def samples(artifacts: Path) -> list[Path]:
-    """Real held-out pictures, named LABEL-N.png."""
+    """Real held-out images, named LABEL-N.png."""
     return sorted((artifacts / "samples").iterdir())
 
 

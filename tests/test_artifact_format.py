@@ -10,10 +10,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from clf_export.proof import TOLERANCE, Parity
+from clf_export.parity.check import TOLERANCE, Parity
 from clf_runtime import artifacts, onnx_file, preprocess, spec
-from clf_runtime.errors import PICTURE_FAULTS
-from clf_runtime.selftest import Case, SelfTest
+from clf_runtime.diagnostics.selftest import Case, SelfTest
+from clf_runtime.errors import IMAGE_ERROR_KINDS
 from clf_runtime.spec import ModelSpec
 
 PAGE = (Path(__file__).parent.parent / "docs" / "artifact-format.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_every_field_described_is_one_of_the_spec():
     assert sorted(described) == sorted(paths(ModelSpec))
 
 
-@pytest.mark.parametrize("choices", [spec.Color, spec.Fit, spec.Resample])
+@pytest.mark.parametrize("choices", [spec.Color, spec.ResizeMode, spec.Resample])
 def test_every_choice_of_the_spec_is_named(choices):
     for choice in get_args(choices):
         assert f'`"{choice}"`' in PAGE
@@ -75,8 +75,8 @@ def test_every_name_in_the_folder_is_described(name):
     assert re.search(rf"^\| `{re.escape(name)}/?` \|", PAGE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("kind", PICTURE_FAULTS)
-def test_every_way_to_refuse_a_picture_is_described(kind):
+@pytest.mark.parametrize("kind", IMAGE_ERROR_KINDS)
+def test_every_way_to_refuse_a_image_is_described(kind):
     assert f"\n| `{kind}` |" in PAGE
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from clf_export.cli import command as export_command
 from clf_runtime import Classifier, errors
+from clf_runtime.bench.cli import command as bench_command
 from clf_runtime.cli import command as run_command
-from clf_runtime.cli_bench import command as bench_command
-from clf_runtime.errors import PICTURE_FAULTS
+from clf_runtime.errors import IMAGE_ERROR_KINDS
 from clf_train.cli import command as train_command
 from clf_train.cli_import import command as import_command
 
@@ -75,7 +75,7 @@ def test_the_kinds_of_fault_are_those_of_the_code():
     listed = dict(
         re.findall(r"^\| `([\w-]+)` \| (.+) \|$", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
     )
-    assert {kind: listed.get(kind) for kind in PICTURE_FAULTS} == PICTURE_FAULTS
+    assert {kind: listed.get(kind) for kind in IMAGE_ERROR_KINDS} == IMAGE_ERROR_KINDS
 
 
 def test_the_example_of_the_library_runs(model, samples, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from awkward import awkward_pictures
+from awkward import awkward_images
 from conftest import ROOT, checked, environment
 
 MOST_BYTES = 150_000_000
@@ -84,7 +84,7 @@ def test_a_device_gives_the_very_answers_that_the_trainer_gives(device, command,
 
 
 def test_the_oldest_packages_that_are_allowed_give_the_same_answers(oldest, command, home, tmp_path):
-    for name, path in awkward_pictures(tmp_path).items():
+    for name, path in awkward_images(tmp_path).items():
         assert path.name == name
     listed = checked(
         oldest / "bin/python", "-c", "import onnxruntime, PIL; print(onnxruntime.__version__, PIL.__version__)"

@@ -17,9 +17,9 @@ from clf_runtime import Classifier
 
 
 def test_from_the_embedded_digits_to_an_answer(command, tmp_path):
-    trained = command("clf-train", "--epochs", 10)
-    assert trained.code == 0
-    assert "next: clf-export --format onnx" in trained.out
+    saved = command("clf-train", "--epochs", 10)
+    assert saved.code == 0
+    assert "next: clf-export --format onnx" in saved.out
 
     exported = command("clf-export", "--format", "onnx", "--format", "torchscript")
     assert exported.code == 0
@@ -68,11 +68,11 @@ def shape(label: str, source: np.random.Generator) -> Image.Image:
 
 
 def test_what_the_device_answers_is_what_pytorch_answers(artifacts, tmp_path):
-    """Bytes of pictures of any size, through the runtime on one side and torchvision and eager PyTorch on the other."""
-    from clf_export.reference import Reference
-    from clf_train import trained
+    """Bytes of images of any size, through the runtime on one side and torchvision and eager PyTorch on the other."""
+    from clf_export.parity.reference import Reference
+    from clf_train.models import saved
 
-    model = trained.load(artifacts)
+    model = saved.load(artifacts)
     paths = []
     for number in range(40):
         path = tmp_path / f"{number}.png"
@@ -90,8 +90,8 @@ def mnist(tmp_path_factory, test_data):
 
     folder = tmp_path_factory.mktemp("mnist")
     arguments = ("--data", "mnist", "--data-root", test_data / "mnist", "--epochs", 1)
-    trained = call("clf-train", *arguments, cwd=folder)
-    assert trained.code == 0, trained.err
+    saved = call("clf-train", *arguments, cwd=folder)
+    assert saved.code == 0, saved.err
     exported = call("clf-export", cwd=folder)
     assert exported.code == 0, exported.err
     return folder
@@ -100,13 +100,13 @@ def mnist(tmp_path_factory, test_data):
 def test_ten_thousand_png_files_get_the_labels_that_pytorch_gives(mnist, test_data, command, tmp_path):
     from torchvision import datasets, transforms
 
-    from clf_train import trained
+    from clf_train.models import saved
 
     test = datasets.MNIST(test_data / "mnist", train=False)
     (tmp_path / "png").mkdir()
     for index, (image, _) in enumerate(test):
         image.save(tmp_path / "png" / f"{index:05d}.png")
-    model = trained.load(mnist / "artifacts")
+    model = saved.load(mnist / "artifacts")
     normalize = transforms.Normalize(model.spec.normalize.mean, model.spec.normalize.std)
     images = normalize(torch.stack([transforms.functional.to_tensor(image) for image, _ in test]))
     with torch.inference_mode():

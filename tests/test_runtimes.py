@@ -18,26 +18,26 @@ import pytest
 from conftest import call, checked, environment
 
 from clf_runtime.classifier import Classifier
+from clf_runtime.diagnostics.selftest import SelfTest
 from clf_runtime.onnx_file import SELFTEST_KEY
-from clf_runtime.preprocess import pixels_from_picture
-from clf_runtime.selftest import SelfTest
+from clf_runtime.preprocess import pixels_from_image
 
 OLDEST, PINNED = "1.15.1", version("onnxruntime")
 OTHERS = ("1.16.3", "1.17.3", "1.20.1", "1.23.2", "1.26.0", "newest")
 FILES = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
 
-# Logits and labels of some pixels, and of the file's own pictures.
+# Logits and labels of some pixels, and of the file's own images.
 ASK = """
 import json, sys
 import numpy as np
 from clf_runtime import Classifier
 from clf_runtime.onnx_file import SELFTEST_KEY
-from clf_runtime.preprocess import pixels_from_picture
-from clf_runtime.selftest import SelfTest
+from clf_runtime.preprocess import pixels_from_image
+from clf_runtime.diagnostics.selftest import SelfTest
 classifier = Classifier.load(sys.argv[1], device="cpu")
 cases = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], "").cases
-pixels = np.stack([pixels_from_picture(case.image, classifier.spec.preprocess) for case in cases])
-json.dump(classifier.logits(pixels)[0].tolist(), sys.stdout)
+pixels = np.stack([pixels_from_image(case.image, classifier.spec.preprocess) for case in cases])
+json.dump(classifier.run(pixels)[0].tolist(), sys.stdout)
 """
 
 # Logits of a model for a file of pixels: model, pixels, shape.
@@ -128,7 +128,7 @@ def test_engines_that_are_not_ours_give_the_answers_that_were_proven(engine, art
         for name in FILES:
             classifier = Classifier.load(folder / name, device="cpu")
             selftest = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], name)
-            pixels = np.stack([pixels_from_picture(each.image, classifier.spec.preprocess) for each in selftest.cases])
+            pixels = np.stack([pixels_from_image(each.image, classifier.spec.preprocess) for each in selftest.cases])
             pixels.tofile(tmp_path / "pixels")
             there = json.loads(checked(*ask, folder / name, tmp_path / "pixels", list(pixels.shape)).stdout)
             proven = [each.logits for each in selftest.cases]
@@ -136,7 +136,7 @@ def test_engines_that_are_not_ours_give_the_answers_that_were_proven(engine, art
             if name != "model.int8.onnx":
                 assert np.argmax(there, axis=1).tolist() == np.argmax(proven, axis=1).tolist()
             elif engine == "onnxruntime-web":  # integers are the same everywhere
-                assert np.argmax(there, axis=1).tolist() == classifier.logits(pixels)[0].argmax(axis=1).tolist()
+                assert np.argmax(there, axis=1).tolist() == classifier.run(pixels)[0].argmax(axis=1).tolist()
 
 
 def _openvino(folder: Path) -> Sequence[object]:

@@ -22,7 +22,7 @@ def drawing(width: int, height: int) -> Image.Image:
     return image
 
 
-def awkward_images(folder: Path) -> dict[str, Path]:
+def odd_images(folder: Path) -> dict[str, Path]:
     """Write one file of each kind; gives them by name."""
     wide, tall = drawing(90, 50), drawing(41, 97)
     paths: dict[str, Path] = {}

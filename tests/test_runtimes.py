@@ -68,7 +68,7 @@ console.log(JSON.stringify(rows));
 def photographs(tmp_path_factory) -> Path:
     """The artifacts of a network of torchvision, with weights as they are drawn: every operator of a MobileNet."""
     import torch
-    from awkward import drawing
+    from odd_images import drawing
     from torchvision.models import mobilenet_v3_small
 
     home = tmp_path_factory.mktemp("photographs")

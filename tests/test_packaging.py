@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from odd_images import odd_images
 from conftest import ROOT, checked, environment
+from odd_images import odd_images
 
 MOST_BYTES = 150_000_000
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import stat
 import sys
 from collections.abc import Mapping
@@ -76,6 +77,12 @@ class OnnxFile:
             if self.opset <= opset and self.ir_version <= ir_version:
                 return version
         return None
+
+
+def parse_version(version: str) -> tuple[int, int]:
+    """Return major and minor of a version such as 1.23, 1.17.3 or 1.24.0.dev1: the one place that compares versions."""
+    major, minor = re.findall(r"\d+", version)[:2]
+    return int(major), int(minor)
 
 
 def metadata_entry(key: str, value: str) -> bytes:

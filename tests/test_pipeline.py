@@ -70,9 +70,9 @@ def shape(label: str, source: np.random.Generator) -> Image.Image:
 def test_what_the_device_answers_is_what_pytorch_answers(artifacts, tmp_path):
     """Bytes of images of any size, through the runtime on one side and torchvision and eager PyTorch on the other."""
     from clf_export.parity.reference import Reference
-    from clf_train.models import saved
+    from clf_train.models.saved import load_saved_model
 
-    model = saved.load(artifacts)
+    model = load_saved_model(artifacts)
     paths = []
     for number in range(40):
         path = tmp_path / f"{number}.png"
@@ -100,13 +100,13 @@ def mnist(tmp_path_factory, test_data):
 def test_ten_thousand_png_files_get_the_labels_that_pytorch_gives(mnist, test_data, command, tmp_path):
     from torchvision import datasets, transforms
 
-    from clf_train.models import saved
+    from clf_train.models.saved import load_saved_model
 
     test = datasets.MNIST(test_data / "mnist", train=False)
     (tmp_path / "png").mkdir()
     for index, (image, _) in enumerate(test):
         image.save(tmp_path / "png" / f"{index:05d}.png")
-    model = saved.load(mnist / "artifacts")
+    model = load_saved_model(mnist / "artifacts")
     normalize = transforms.Normalize(model.spec.normalize.mean, model.spec.normalize.std)
     images = normalize(torch.stack([transforms.functional.to_tensor(image) for image, _ in test]))
     with torch.inference_mode():

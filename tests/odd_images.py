@@ -1,4 +1,4 @@
-"""Images of every kind that people bring, drawn here."""
+"""Image files of every kind that users have, drawn here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 
 def drawing(width: int, height: int) -> Image.Image:
-    """Give an RGB image with edges, gradients and noise, in which every direction looks different."""
+    """Return an RGB image with edges, gradients and noise that looks different in every orientation."""
     y, x = np.mgrid[0:height, 0:width]
     noise = np.random.default_rng(width * 10_000 + height).integers(0, 30, (height, width))
     pixels = np.stack([x * 255 // max(1, width - 1), y * 255 // max(1, height - 1), (x + y) % 200 + noise], axis=2)
@@ -22,8 +22,8 @@ def drawing(width: int, height: int) -> Image.Image:
     return image
 
 
-def awkward_images(folder: Path) -> dict[str, Path]:
-    """Write one file of each kind; gives them by name."""
+def odd_images(folder: Path) -> dict[str, Path]:
+    """Write one file of each kind and return their paths by name."""
     wide, tall = drawing(90, 50), drawing(41, 97)
     paths: dict[str, Path] = {}
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from clf_runtime.command import say
 from clf_runtime.predictions import Failure, Result
-from clf_runtime.run import RunOptions, count
+
+if TYPE_CHECKING:
+    from clf_runtime.run import RunOptions
 
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _BAR_CHARACTERS = 24
@@ -28,6 +31,8 @@ class Terminal:
 
     def begun(self, before: int) -> None:
         """Begin a bar; where the answers themselves run over the screen, they are progress enough."""
+        from clf_runtime.run import count  # not above: clf-train uses this module and needs no onnxruntime
+
         if sys.stderr.isatty() and (self._order.output is not None or not sys.stdout.isatty()):
             self._bar = Bar(count(self._order), before)
 
@@ -74,7 +79,7 @@ class Bar:
         total = max(self._total, self._done)
         full = _BAR_CHARACTERS * self._done // total
         rate = (self._done - self._before) / max(seconds, 1e-9)
-        left = duration((total - self._done) / rate)
+        left = format_duration((total - self._done) / rate)
         bar = f"[{'#' * full:-<{_BAR_CHARACTERS}}]"
         return f"{bar} {self._done:,} of {total:,} images, {per_second(rate)}, {left} left"
 
@@ -91,10 +96,13 @@ def per_second(rate: float) -> str:
     return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
 
 
-def duration(seconds: float) -> str:
-    """Say how long, in at most two units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def format_duration(seconds: float) -> str:
+    """Return a duration in at most two units: 4.2 s, 42 s, 3 min 12 s, 1 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02} s"
+    return f"{rounded // 3600:,} h {rounded % 3600 // 60:02} min"

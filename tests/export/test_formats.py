@@ -20,7 +20,7 @@ from clf_export.quantize.graph import Graph
 from clf_export.test_split import find_test_split
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import InvalidModelError, UsageError
-from clf_train.models import saved
+from clf_train.models.saved import load_saved_model
 
 NETWORKS = """
 import torch
@@ -226,7 +226,7 @@ class Overflowing(nn.Module):
 
 
 def test_an_operator_that_overflows_float16_stays_in_float32(artifacts):
-    model = saved.load(artifacts)
+    model = load_saved_model(artifacts)
     images = find_test_split(artifacts, model.spec, None, None)
     module = ExportModule(Overflowing(model.model).eval(), model.spec).eval()
     content = onnx_from_program(program_from_model(module, model.spec))

@@ -1,4 +1,4 @@
-"""`clf-export`: state_dict to exported files, with proof. Parses, calls, prints."""
+"""`clf-export`: a finished model to exported files, each with a parity check. Parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from clf_export.formats import FORMATS, PRECISIONS, targets_of
+from clf_export.formats import FORMATS, PRECISIONS, select_targets
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.onnx_file import RUNTIMES
@@ -15,9 +15,12 @@ from clf_runtime.onnx_file import RUNTIMES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clf_export.record import Exported
+    from clf_export.record import ExportedFile
 
-_HEADER = ("file", "size", "max |Δ logit|", "flipped", "accuracy", "images", "latency", "eager", "onnxruntime")
+_HEADER = (
+    *("file", "size", "max |Δ logit|", "flipped", "accuracy", "images"),
+    *("latency", "eager PyTorch", "onnxruntime"),
+)
 
 
 @click.command(
@@ -30,8 +33,8 @@ Examples:
   clf-export -a artifacts/mnist --data-root ~/data --overwrite
 
 \b
-Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
-(then no file is left), 4 this machine cannot do it, 130 Ctrl-C.""",
+Exit codes: 0 done, 2 wrong usage, 3 invalid model or data, or a failed parity
+check (no file is written then), 4 this machine cannot do it, 130 Ctrl-C.""",
 )
 @ARTIFACTS_OPTION
 @click.option(
@@ -42,7 +45,7 @@ Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
     multiple=True,
     default=["onnx"],
     show_default=True,
-    help="May be given more than once. clf-run takes onnx.",
+    help="File format; repeat for several. clf-run takes onnx.",
 )
 @click.option(
     "--precision",
@@ -52,29 +55,36 @@ Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
     multiple=True,
     default=["fp32"],
     show_default=True,
-    help="May be given more than once; fp16 (for GPUs) and int8 are made as ONNX.",
+    help="Precision; repeat for several. fp16 (for GPUs) and int8 are ONNX only.",
 )
 @click.option(
     "--min-runtime",
     metavar="VERSION",
     default=RUNTIMES[0][0],
     show_default=True,
-    help="The oldest onnxruntime that must read the ONNX files.",
+    help="Oldest onnxruntime that must read the ONNX files.",
 )
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
     default=0.5,
     show_default=True,
-    metavar="POINTS",
-    help="Percentage points of accuracy that fp16 and int8 may lose.",
-)
-@click.option("--data", "-d", metavar="NAME|DIR", help="The images of the training.  [default: where they were]")
-@click.option(
-    "--data-root", metavar="DIR", envvar="CLF_DATA_ROOT", help="Where data sets by name lie.  [default: likewise]"
+    metavar="PP",
+    help="Accuracy drop in percentage points that fp16 and int8 may cost.",
 )
 @click.option(
-    "--model", metavar="PACKAGE.MODULE:FACTORY", help="The function of your own that builds the network, if one does."
+    "--data", "-d", metavar="NAME|DIR", help="Images of the training.  [default: from where training read them]"
+)
+@click.option(
+    "--data-root",
+    metavar="DIR",
+    envvar="CLF_DATA_ROOT",
+    help="Folder of named data sets.  [default: that of the training]",
+)
+@click.option(
+    "--trust-factory",
+    metavar="PACKAGE.MODULE:FACTORY",
+    help="Run this function of your own to build the network; needed where model.json names it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace exported files.")
 @click.version_option(__version__, prog_name="clf-export")
@@ -86,28 +96,26 @@ def command(
     max_drop: float,
     data: str | None,
     data_root: str | None,
-    model: str | None,
+    trust_factory: str | None,
     overwrite: bool,
 ) -> None:
-    """Export a finished model, and prove each file on real held-out images before it gets its name."""
+    """Export a finished model, and verify each file on the test split before it gets its name."""
     from pathlib import Path
 
-    from clf_export.exporting import export
+    from clf_export.exporting import ExportOptions, export
 
-    exported = export(
-        Path(artifacts),
-        targets_of(formats, precisions),
+    options = ExportOptions(
         min_runtime=min_runtime,
         max_drop=max_drop,
         data=data,
         data_root=data_root,
-        trusted=model,
+        trust_factory=trust_factory,
         overwrite=overwrite,
-        say=say,
     )
-    click.echo(_table(exported))
-    where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    say(f"next: clf-run{where} {shlex.quote(f'{artifacts}/samples')}")
+    exported = export(Path(artifacts), select_targets(formats, precisions), options, say)
+    click.echo(_format_table(exported))
+    option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
+    say(f"next: clf-run{option} {shlex.quote(f'{artifacts}/samples')}")
 
 
 def main() -> NoReturn:
@@ -115,24 +123,22 @@ def main() -> NoReturn:
     execute(command)
 
 
-def _table(exported: Sequence[Exported]) -> str:
-    rows = [_HEADER]
-    for each in exported:
-        parity = each.parity
-        rows.append(
-            (
-                str(each.path),
-                f"{each.size_bytes / 1e6:.2f} MB",
-                f"{parity.max_difference:.1e}",
-                str(parity.flipped),
-                f"{parity.accuracy:.2%}",
-                f"{parity.accuracy_images:,}",
-                f"{each.latency_ms:.2f} ms",
-                f"{each.eager_latency_ms:.2f} ms",
-                f"{each.oldest_onnxruntime}+" if each.oldest_onnxruntime else "-",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+def _format_table(exported: Sequence[ExportedFile]) -> str:
+    rows = [_HEADER, *map(_format_row, exported)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _format_row(file: ExportedFile) -> tuple[str, ...]:
+    parity, oldest = file.parity, file.model.oldest_onnxruntime
+    return (
+        str(file.path),
+        f"{file.size_bytes / 1e6:.2f} MB",
+        f"{parity.max_difference:.1e}",
+        str(parity.flipped),
+        f"{parity.accuracy:.2%}",
+        f"{parity.accuracy_images:,}",
+        f"{file.latency_ms:.2f} ms",
+        f"{file.eager_latency_ms:.2f} ms",
+        f"{oldest}+" if oldest else "-",
     )

@@ -1,134 +1,132 @@
-"""From a finished artifacts folder to exported files, each proven before it gets its name."""
+"""From a finished artifacts folder to exported files. Each is verified before it gets its name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from clf_export.exporters.exporter import Exporter
 from clf_export.exporters.module import ExportModule
-from clf_export.exporters.onnx import OLDEST_RUNTIME, highest_opset, onnx_from_program, with_metadata
-from clf_export.exporters.pt2 import Pt2Model, pt2_bytes
-from clf_export.exporters.torchscript import TorchScriptModel, torchscript_bytes, torchscript_from_model
+from clf_export.exporters.onnx import OLDEST_RUNTIME, OnnxExporter, highest_opset, onnx_from_program
+from clf_export.exporters.pt2 import Pt2Exporter
+from clf_export.exporters.torchscript import TorchScriptExporter, torchscript_from_model
 from clf_export.exporters.trace import program_from_model
 from clf_export.formats import Target
-from clf_export.parity.check import Limits, OpenedModel, Parity, check_parity, limits_for
+from clf_export.parity.check import Answers, Parity, ParityError, check_final_file, check_parity, run_batch
+from clf_export.parity.limits import Limits, limits_for
 from clf_export.parity.reference import Reference
 from clf_export.parity.reference_outputs import ReferenceOutputs, compute_reference_outputs
 from clf_export.parity.selftest import build_self_test
-from clf_export.record import Exported, write_record
+from clf_export.record import ExportedFile, measure_latencies, write_record
 from clf_export.test_split import TestSplit, find_test_split
 from clf_runtime import files
-from clf_runtime.classifier import Classifier
-from clf_runtime.diagnostics.selftest import run_self_test
 from clf_runtime.errors import DataError, InvalidModelError
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
-from clf_runtime.session import runtime_version
 from clf_runtime.spec import ModelSpec
 from clf_train.models.saved import load_saved_model
 
-Opened = tuple[OpenedModel, ModelSpec]
 Say = Callable[[str], object]
-Build = Callable[[dict[str, str]], bytes]
-Open = Callable[[Path], Opened]
 
-MAX_DROP = 0.5  # percentage points of accuracy
+EXPORTERS: dict[str, type[Exporter]] = {
+    "onnx": OnnxExporter,
+    "torchscript": TorchScriptExporter,
+    "pt2": Pt2Exporter,
+}
 
-_KEYS = (SPEC_KEY, SELFTEST_KEY, PARITY_KEY)
-_SLOWER = 1.05  # times float32's latency, from where on it is told
+_SLOWER = 1.05  # times float32's latency, from where on INT8 is called slower
 
 
 @dataclass(frozen=True)
-class Version:
-    """One way of making a file, where there are several."""
+class ExportOptions:
+    """What the user chooses about an export."""
 
-    build: Build
-    quantization: str = ""
+    min_runtime: str = OLDEST_RUNTIME  # the oldest onnxruntime that must read the ONNX files
+    max_drop: float = 0.5  # accuracy drop in percentage points that FP16 and INT8 may cost
+    data: str | None = None  # the images of the training, where they have moved
+    data_root: str | None = None  # the folder of named data sets, likewise
+    trust_factory: str | None = None  # the package.module:factory of a foreign architecture
+    overwrite: bool = False  # whether existing files are replaced
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a file is verified against."""
+
+    reference: Reference
+    reference_outputs: ReferenceOutputs
+    limits: Limits
 
 
 def export(
     folder: Path,
     targets: Sequence[Target],
-    *,
-    min_runtime: str = OLDEST_RUNTIME,
-    max_drop: float = MAX_DROP,
-    data: str | None = None,
-    data_root: str | None = None,
-    trusted: str | None = None,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
     say: Say = lambda message: None,
-) -> list[Exported]:
-    """Export the finished model in `folder`.
+) -> list[ExportedFile]:
+    """Export the finished model in an artifacts folder.
 
     Args:
         folder: the artifacts folder.
         targets: rows of clf_export.formats.TARGETS.
-        min_runtime: the oldest onnxruntime that must read the ONNX files.
-        max_drop: how many percentage points of accuracy FP16 and INT8 may lose.
-        data: where the held-out images are; by default where training found them.
-        data_root: likewise, for data sets by name.
-        trusted: the package.module:factory that the model may be built by, where it is not one by name.
-        overwrite: replace files that are there.
-        say: told what is under way.
+        options: see ExportOptions.
+        say: called with progress messages.
 
     Raises:
-        UsageError: min_runtime is no version that there is.
-        InvalidModelError: the model is damaged, or a proof failed.
+        UsageError: min_runtime is not a version that exists.
+        InvalidModelError: the model is damaged, or a parity check failed.
         DataError: the images are not those of the training, or a file is already there.
         MachineError, OSError: this machine cannot do it.
     """
-    highest_opset(min_runtime)
-    _refuse_existing(folder, targets, overwrite)
-    model = load_saved_model(folder, trusted)
-    images = find_test_split(folder, model.spec, data, data_root)
-    reference = Reference(model.model, model.spec)
+    options = options or ExportOptions()
+    highest_opset(options.min_runtime)
+    _raise_if_blocked(folder, targets, options.overwrite)
+    model = load_saved_model(folder, options.trust_factory)
+    split = find_test_split(folder, model.spec, options.data, options.data_root)
     module = ExportModule(model.model, model.spec).eval()
-    say(f"asking PyTorch about the held-out images ({len(images.all_images):,}, {images.dataset.test_name})")
-    reference_outputs = compute_reference_outputs(images.dataset, images.all_images, module, reference)
-    work = ExportJob(module, model.spec, min_runtime, max_drop, images, say)
+    reference = Reference(model.model, model.spec)
+    say(f"running PyTorch on the test split ({len(split.all_images):,} images, {split.dataset.test_name})")
+    reference_outputs = compute_reference_outputs(split, module, reference)
+    job = ExportJob(module, model.spec, split, options, say)
     exported = []
     for target in targets:
-        path = folder / target.file
-        say(f"exporting {path}, and proving it")
-        limits = limits_for(target.precision, reference_outputs, max_drop)
-        exported.append(
-            export_first_valid(
-                path, work.versions(target), OPENERS[target.format], reference, reference_outputs, limits
-            )
-        )
-    return write_record(folder, module, exported, reference_outputs.pixels[:1])
+        say(f"exporting {folder / target.file} and checking its parity")
+        limits = limits_for(target.precision, reference_outputs, options.max_drop)
+        exported.append(job.export(target, folder / target.file, Verification(reference, reference_outputs, limits)))
+    exported = measure_latencies(exported, module, reference_outputs.pixels[:1])
+    write_record(folder, exported)
+    return exported
 
 
 class ExportJob:
-    """What several files are made from, each made once and when it is needed."""
+    """Several exports of one model. What they have in common is computed once, when it is needed."""
 
     def __init__(
-        self, module: ExportModule, spec: ModelSpec, min_runtime: str, max_drop: float, images: TestSplit, say: Say
+        self, module: ExportModule, spec: ModelSpec, split: TestSplit, options: ExportOptions, say: Say
     ) -> None:
         self._module = module
         self._spec = spec
-        self._min_runtime = min_runtime
-        self._max_drop = max_drop
-        self._images = images
+        self._split = split
+        self._options = options
         self._say = say
 
-    def versions(self, target: Target) -> Iterator[Version]:
-        """Give the ways of making a file, the best first."""
+    def export(self, target: Target, path: Path, verification: Verification) -> ExportedFile:
+        """Write one file. Raises InvalidModelError, OSError."""
+        if target.precision == "int8":
+            return self._export_int8(path, verification)
+        return write_verified(path, self.make_exporter(target), verification)
+
+    def make_exporter(self, target: Target) -> Exporter:
+        """Return the exporter of a target that has a single candidate: all but INT8."""
         if target.format == "torchscript":
-            traced = torchscript_from_model(self._module, self._spec)
-            yield Version(lambda metadata: torchscript_bytes(traced, metadata))
-        elif target.format == "pt2":
-            yield Version(lambda metadata: pt2_bytes(self._program, metadata))
-        elif target.precision == "fp16":
-            yield self._fp16()
-        elif target.precision == "int8":
-            yield from self._int8()
-        else:
-            yield Version(lambda metadata: with_metadata(self._graph, metadata))
+            return TorchScriptExporter(torchscript_from_model(self._module, self._spec))
+        if target.format == "pt2":
+            return Pt2Exporter(self._program)
+        return self._make_fp16_exporter() if target.precision == "fp16" else OnnxExporter(self._graph)
 
     @cached_property
     def _program(self) -> torch.export.ExportedProgram:
@@ -136,125 +134,97 @@ class ExportJob:
 
     @cached_property
     def _graph(self) -> bytes:
-        return onnx_from_program(self._program, self._min_runtime)
+        return onnx_from_program(self._program, self._options.min_runtime)
 
-    def _fp16(self) -> Version:
+    def _make_fp16_exporter(self) -> Exporter:
         from clf_export.quantize.fp16 import fp16_from_onnx
 
-        converted, kept = fp16_from_onnx(self._graph, self._images.calibration)
-        if kept:
-            self._say(f"in float32 stay {len(kept)} operators whose values float16 might not hold: {_counted(kept)}")
-        quantization = f"{len(kept)} operators in float32" if kept else ""
-        return Version(lambda metadata: with_metadata(converted, metadata), quantization)
+        fp16 = fp16_from_onnx(self._graph, self._split.calibration)
+        operators = fp16.float32_operators
+        if not operators:
+            return OnnxExporter(fp16.content)
+        self._say(
+            f"{len(operators)} operators stay in float32, because float16 might not hold their values: "
+            f"{_count_by_name(operators)}"
+        )
+        return OnnxExporter(fp16.content, f"{len(operators)} operators in float32")
 
-    def _int8(self) -> Iterator[Version]:
-        from clf_export.quantize.search import QuantizationSearch, lines
+    def _export_int8(self, path: Path, verification: Verification) -> ExportedFile:
+        """Write the fastest INT8 file that passes the search's limits and the parity check."""
+        from clf_export.quantize.search import QuantizationSearch
+        from clf_export.quantize.trial import AcceptedTrial, Baseline, format_trials
 
-        search = QuantizationSearch(self._graph, self._images, self._say)
-        for opened_model in search.candidates(self._max_drop):
-            quantization = f"{opened_model.trial.config}, {opened_model.trial.calibration}"
-            self._say(f"INT8: {quantization}: {opened_model.trial.latency_ms:.2f} ms, float32 {search.float_ms:.2f} ms")
-            if opened_model.trial.latency_ms > _SLOWER * search.float_ms:
+        exported: list[ExportedFile] = []
+        errors: list[InvalidModelError] = []
+
+        def verify(accepted: AcceptedTrial, baseline: Baseline) -> bool:
+            latency_ms, float32_ms = accepted.latency_ms, baseline.latency_ms
+            self._say(f"INT8: {accepted.trial}: {latency_ms:.2f} ms, float32 {float32_ms:.2f} ms")
+            if latency_ms > _SLOWER * float32_ms:
                 self._say("on this machine INT8 is slower than float32")
-            yield Version(lambda metadata, content=opened_model.content: with_metadata(content, metadata), quantization)  # type: ignore[misc]
-        for line in lines(search):
-            self._say(line)
+            try:
+                exporter = OnnxExporter(accepted.content, str(accepted.trial))
+                exported.append(write_verified(path, exporter, verification))
+            except InvalidModelError as error:
+                errors.append(error)
+            return bool(exported)
+
+        result = QuantizationSearch(self._graph, self._split, self._options.max_drop, self._say).run(verify)
+        if result.chosen is None:
+            for line in format_trials(result):
+                self._say(line)
+            raise errors[-1] if errors else _no_config_error(path, verification.limits)
+        return exported[0]
 
 
-def export_first_valid(
-    path: Path,
-    versions: Iterator[Version],
-    open_file: Open,
-    reference: Reference,
-    reference_outputs: ReferenceOutputs,
-    limits: Limits,
-) -> Exported:
-    """Put the first version in place whose proof holds. Raises InvalidModelError with what was wrong with the last."""
-    refusal: InvalidModelError | None = None
-    for version in versions:
-        try:
-            return write_verified(path, version, open_file, reference, reference_outputs, limits)
-        except InvalidModelError as refused:
-            refusal = refused
-    if refusal is None:
-        refusal = InvalidModelError(
-            f"{path}: no way of making it keeps accuracy within {limits.max_drop:g} percentage points and "
-            f"{limits.agreement:.0%} of the labels (see the table); --max-drop allows more; no file was written"
-        )
-    raise refusal
+def write_verified(path: Path, exporter: Exporter, verification: Verification) -> ExportedFile:
+    """Write a file under a temporary name, verify it, then rename it. Raises InvalidModelError, OSError.
 
-
-def write_verified(
-    path: Path,
-    version: Version,
-    open_file: Open,
-    reference: Reference,
-    reference_outputs: ReferenceOutputs,
-    limits: Limits,
-) -> Exported:
-    """Write a file under a temporary name, verify it, then rename it. Raises InvalidModelError, OSError."""
-    spec = {SPEC_KEY: reference.spec.to_json()}
+    The parity check comes before the file is complete, because its result goes into the file. So the complete file is
+    opened and compared once more.
+    """
+    reference, reference_outputs = verification.reference, verification.reference_outputs
+    metadata = {SPEC_KEY: reference.spec.to_json()}
     with files.atomic_path(path) as temporary:
-        temporary.write_bytes(version.build(spec))
-        parity = _proven(path, temporary, open_file, reference_outputs, limits, version.quantization)
-        selftest = build_self_test(reference_outputs, reference, parity.tolerance, temporary.stat().st_size)
-        # The same graph, now with the record of its proof. What is about to get its name is opened once more.
-        complete = {**spec, SELFTEST_KEY: selftest.to_json(), PARITY_KEY: json.dumps(parity.record())}
-        temporary.write_bytes(version.build(complete))
-        opened_model, _ = open_file(temporary)
-        if isinstance(opened_model, Classifier) and not run_self_test(opened_model).passed:
-            raise InvalidModelError(
-                f"{path}: the proof failed: its own self-test does not pass here; no file was written"
-            )
-        size_bytes = temporary.stat().st_size
-    oldest = opened_model.file.oldest_runtime if isinstance(opened_model, Classifier) else None
-    return Exported(path, size_bytes, parity, oldest, opened_model)
+        try:
+            parity, answers = _build_and_check(temporary, exporter, metadata, verification)
+            self_test = build_self_test(reference_outputs, reference, parity.tolerance, temporary.stat().st_size)
+            metadata |= {SELFTEST_KEY: self_test.to_json(), PARITY_KEY: json.dumps(parity.record())}
+            temporary.write_bytes(exporter.build(metadata))
+            model = exporter.open(temporary)
+            check_final_file(model, metadata, answers, reference_outputs)
+        except ParityError as error:
+            raise ParityError(f"{path}: {error}") from None
+        return ExportedFile(path, temporary.stat().st_size, parity, model)
 
 
-def _proven(
-    path: Path, temporary: Path, open_file: Open, reference_outputs: ReferenceOutputs, limits: Limits, quantization: str
-) -> Parity:
-    opened_model, spec = open_file(temporary)
-    runtime = (
-        f"onnxruntime {runtime_version()}" if isinstance(opened_model, Classifier) else f"torch {torch.__version__}"
+def _build_and_check(
+    temporary: Path, exporter: Exporter, metadata: dict[str, str], verification: Verification
+) -> tuple[Parity, Answers]:
+    """Write a file with the spec alone, and return what the parity check found and its answers to one batch."""
+    temporary.write_bytes(exporter.build(metadata))
+    model = exporter.open(temporary)
+    reference_outputs = verification.reference_outputs
+    parity = check_parity(model, reference_outputs, verification.limits, exporter.quantization)
+    return parity, run_batch(model, reference_outputs)
+
+
+def _no_config_error(path: Path, limits: Limits) -> InvalidModelError:
+    return InvalidModelError(
+        f"{path}: no INT8 configuration keeps the accuracy drop within {limits.max_drop:g} percentage points and "
+        f"{limits.min_agreement:.0%} of the labels (see the table); --max-drop allows more; no file was written"
     )
-    try:
-        return check_parity(
-            opened_model, spec, reference_outputs, limits, quantization, f"torch {torch.__version__}", runtime
-        )
-    except InvalidModelError as refusal:
-        raise InvalidModelError(f"{path}: {refusal}") from None
 
 
-def open_onnx(path: Path) -> Opened:
-    """Open an ONNX file through the runtime, as a device does."""
-    classifier = Classifier.load(path, device="cpu")
-    return classifier, classifier.spec
-
-
-def open_torchscript(path: Path) -> Opened:
-    """Open a TorchScript file of ours."""
-    model = TorchScriptModel(path, _KEYS)
-    return model, ModelSpec.from_json(model.metadata[SPEC_KEY], str(path))
-
-
-def open_pt2(path: Path) -> Opened:
-    """Open a pt2 file of ours."""
-    model = Pt2Model(path, _KEYS)
-    return model, ModelSpec.from_json(model.metadata[SPEC_KEY], str(path))
-
-
-OPENERS: dict[str, Open] = {"onnx": open_onnx, "torchscript": open_torchscript, "pt2": open_pt2}
-
-
-def _refuse_existing(folder: Path, targets: Sequence[Target], overwrite: bool) -> None:
+def _raise_if_blocked(folder: Path, targets: Sequence[Target], overwrite: bool) -> None:
+    """Raise DataError where a target cannot be written."""
     for target in targets:
         path = folder / target.file
         if path.is_dir():
-            raise DataError(f"{path}: is a folder, which no file can replace; move it away")
+            raise DataError(f"{path}: is a folder, and a file of this name is to be written; move it away")
         if path.exists() and not overwrite:
             raise DataError(f"{path}: is already there; --overwrite replaces it")
 
 
-def _counted(kinds: Sequence[str]) -> str:
-    return ", ".join(f"{list(kinds).count(kind)} {kind}" for kind in sorted(set(kinds)))
+def _count_by_name(names: Sequence[str]) -> str:
+    return ", ".join(f"{names.count(name)} {name}" for name in sorted(set(names)))

@@ -1,4 +1,4 @@
-"""What can be exported: one row for each kind of file."""
+"""The files that can be exported: one row for each combination of format and precision."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clf_runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Target:
-    """One file: its format, the precision of its arithmetic, and its name in the artifacts folder."""
+    """One kind of file: its format, the precision of its arithmetic, and its name in the artifacts folder."""
 
     format: str
     precision: str
@@ -29,12 +29,15 @@ FORMATS = tuple(dict.fromkeys(target.format for target in TARGETS))
 PRECISIONS = tuple(dict.fromkeys(target.precision for target in TARGETS))
 
 
-def targets_of(formats: Iterable[str], precisions: Iterable[str]) -> tuple[Target, ...]:
-    """Give every target of these formats and precisions. Raises UsageError where one of them has none."""
+def select_targets(formats: Iterable[str], precisions: Iterable[str]) -> tuple[Target, ...]:
+    """Return the targets with one of the formats and one of the precisions.
+
+    Raises UsageError where a format or a precision has no target among them.
+    """
     formats, precisions = set(formats), set(precisions)
-    chosen = tuple(each for each in TARGETS if each.format in formats and each.precision in precisions)
-    for each in sorted(formats - {target.format for target in chosen}):
-        raise UsageError(f"--format {each} is made in fp32 only; add --precision fp32")
-    for each in sorted(precisions - {target.precision for target in chosen}):
-        raise UsageError(f"--precision {each} is made as ONNX only; add --format onnx")
-    return chosen
+    selected = tuple(target for target in TARGETS if target.format in formats and target.precision in precisions)
+    for missing in sorted(formats - {target.format for target in selected}):
+        raise UsageError(f"--format {missing} is available in fp32 only; add --precision fp32")
+    for missing in sorted(precisions - {target.precision for target in selected}):
+        raise UsageError(f"--precision {missing} is available as ONNX only; add --format onnx")
+    return selected

@@ -1,4 +1,4 @@
-"""How long one image takes, several ways beside each other: in turn, so that a noisy machine is noisy for all."""
+"""Latencies of several calls side by side, in turn, so that a noisy machine is noisy for all of them."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-# Each way's turn is some calls in a row, and the first is not counted: it brings back into the cache the weights that
-# the others pushed out. On a device a model runs alone, and those of a small one stay there.
-_IN_A_ROW = 3
-_FEWEST, _MOST = 3, 100  # turns
+# A turn is some calls in a row. The first is not counted: it brings the weights back into the cache, which the other
+# calls have displaced. On a device a model runs alone, and the weights of a small one stay in the cache.
+_CALLS_PER_TURN = 3
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 100
 
 
-def medians_ms(calls: Sequence[Callable[[], object]], seconds: float = 0.5) -> list[float]:
-    """Give the median milliseconds of each call, all of them taken in turn, in about so many seconds for each."""
+def measure_latencies_ms(calls: Sequence[Callable[[], object]], seconds: float = 0.5) -> list[float]:
+    """Return the median latency of each call in milliseconds.
+
+    Args:
+        calls: what is timed.
+        seconds: about how long to time each of them.
+    """
     for call in calls:
-        call()  # the first allocates
+        call()  # the first one allocates
     started = time.perf_counter()
     for call in calls:
         call()
-    of_a_round = (time.perf_counter() - started) * (1 + _IN_A_ROW)
-    rounds = min(_MOST, max(_FEWEST, int(seconds * len(calls) / max(of_a_round, 1e-9))))
-    taken: list[list[float]] = [[] for _ in calls]
+    round_s = (time.perf_counter() - started) * (1 + _CALLS_PER_TURN)
+    rounds = min(_MAX_ROUNDS, max(_MIN_ROUNDS, int(seconds * len(calls) / max(round_s, 1e-9))))
+    latencies_ms: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        for call, times in zip(calls, taken, strict=True):
+        for call, measured in zip(calls, latencies_ms, strict=True):
             call()
-            times += [_ms(call) for _ in range(_IN_A_ROW)]
-    return [statistics.median(times) for times in taken]
+            measured += [_time_ms(call) for _ in range(_CALLS_PER_TURN)]
+    return [statistics.median(measured) for measured in latencies_ms]
 
 
-def _ms(call: Callable[[], object]) -> float:
+def _time_ms(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1000

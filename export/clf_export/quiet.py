@@ -1,4 +1,4 @@
-"""Calls whose warnings and log are about themselves, and not about the model."""
+"""Silence for library calls whose warnings and log messages concern the library, not the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what a library warns of or logs from the user's terminal; what it raises is told all the same."""
+    """Suppress warnings and log messages inside the block; exceptions pass."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

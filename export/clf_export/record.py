@@ -1,76 +1,80 @@
-"""export.json and the page: what was proven of each exported file that is there."""
+"""export.json and the report section: what the parity check found for each exported file in the folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from clf_export.exporters.exporter import OpenedModel
 from clf_export.exporters.module import ExportModule
-from clf_export.latency import medians_ms
-from clf_export.parity.check import OpenedModel, Parity
+from clf_export.latency import measure_latencies_ms
+from clf_export.parity.check import Parity
 from clf_export.report_section import write_report_section
 from clf_runtime import artifacts, files
 from clf_runtime.preprocess import UInt8Array
 
-_TIMED_S = 0.25  # for each file: to be told, where INT8's ways are told apart
+# Per file: the latencies here are shown only. The search among INT8 configs, which decides by them, takes longer.
+_TIMED_S = 0.25
 
 
 @dataclass(frozen=True)
-class Exported:
-    """One file that is in place, and what was proven of it."""
+class ExportedFile:
+    """A file in its place, with what was measured of it."""
 
     path: Path
     size_bytes: int
     parity: Parity
-    oldest_onnxruntime: str | None  # that reads it; None where it is for PyTorch
-    opened_model: OpenedModel  # the file, opened
-    latency_ms: float = 0.0  # of one image, pixels to answer
-    eager_latency_ms: float = 0.0  # of the same in eager PyTorch, in turn with it
+    model: OpenedModel  # the file, opened
+    latency_ms: float = 0.0  # of one image, from pixels to probabilities
+    eager_latency_ms: float = 0.0  # of eager PyTorch, timed in turn with the file
 
     def record(self) -> dict[str, Any]:
-        """Give what is written as JSON."""
+        """Return what is written as JSON."""
         return {
             "size_bytes": self.size_bytes,
-            "oldest_onnxruntime": self.oldest_onnxruntime,
+            "oldest_onnxruntime": self.model.oldest_onnxruntime,
             "latency_ms": round(self.latency_ms, 3),
             "eager_latency_ms": round(self.eager_latency_ms, 3),
             **self.parity.record(),
         }
 
 
-def write_record(folder: Path, module: ExportModule, exported: Sequence[Exported], image: UInt8Array) -> list[Exported]:
-    """Time the files beside eager PyTorch on one image, uint8 (1, H, W, C), and write down all there is to say."""
-    times = medians_ms(
-        [
-            lambda: _eager(module, image),
-            *(lambda opened_model=each.opened_model: opened_model.run(image) for each in exported),
-        ],
-        _TIMED_S,
-    )
-    timed = [
-        replace(each, latency_ms=ms, eager_latency_ms=times[0]) for each, ms in zip(exported, times[1:], strict=True)
+def measure_latencies(exported: Sequence[ExportedFile], module: ExportModule, image: UInt8Array) -> list[ExportedFile]:
+    """Time the files and eager PyTorch in turn on one image, uint8 (1, H, W, C); return the files with latencies."""
+    calls: list[Callable[[], object]] = [
+        partial(_run_eager, module, image),
+        *(partial(file.model.run, image) for file in exported),
     ]
+    eager_ms, *latencies_ms = measure_latencies_ms(calls, _TIMED_S)
+    return [
+        replace(file, latency_ms=latency_ms, eager_latency_ms=eager_ms)
+        for file, latency_ms in zip(exported, latencies_ms, strict=True)
+    ]
+
+
+def write_record(folder: Path, exported: Sequence[ExportedFile]) -> None:
+    """Write export.json and the report section; files of earlier exports stay in both. Raises OSError."""
     path = folder / artifacts.EXPORT
-    record = {name: value for name, value in _known(path).items() if (folder / name).exists()}
-    record |= {each.path.name: each.record() for each in timed}
+    record = {name: value for name, value in _read_record(path).items() if (folder / name).exists()}
+    record |= {file.path.name: file.record() for file in exported}
     files.write(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     write_report_section(folder, record)
-    return timed
 
 
-def _known(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
-def _eager(module: ExportModule, image: UInt8Array) -> None:
+def _run_eager(module: ExportModule, image: UInt8Array) -> None:
     with torch.inference_mode():
         module(torch.from_numpy(image))

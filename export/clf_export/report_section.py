@@ -1,4 +1,4 @@
-"""The part of report.html that says what was exported and proven."""
+"""The section of report.html about the exported files and their parity checks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from clf_train.report.report import environment, write_export_section
 
 
 def write_report_section(folder: Path, record: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put what export.json says into the folder's report, complete or not at all. Raises OSError."""
-    # In the order of the formats' table.
-    order = {target.file: place for place, target in enumerate(TARGETS)}
-    known = [
-        {"name": name, "format": target.format, **record[name]}
-        for name in sorted(record, key=lambda name: order.get(name, len(order)))
+    """Write the content of export.json, by file name, into the folder's report. Raises OSError."""
+    exported = [
+        {"name": target.file, "format": target.format, **record[target.file]}
         for target in TARGETS
-        if target.file == name
+        if target.file in record
     ]
-    write_export_section(folder, environment("clf_export").get_template("exported.html.j2").render(files=known))
+    section = environment("clf_export").get_template("exported.html.j2").render(files=exported)
+    write_export_section(folder, section)

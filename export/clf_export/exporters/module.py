@@ -1,4 +1,4 @@
-"""The module that every format exports: everything after the pixels is inside."""
+"""The module that every format exports. It contains everything behind the pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OUTPUTS = ("logits", "probabilities")
 
 
 class ExportModule(nn.Module):
-    """uint8 (N, height, width, channels) to logits and probabilities, both float32 (N, classes)."""
+    """A network with its normalization, temperature and softmax."""
 
     def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
         super().__init__()
@@ -27,15 +27,15 @@ class ExportModule(nn.Module):
         self.temperature = spec.temperature
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale, normalise, bring to (N, C, H, W), classify, and apply temperature and softmax."""
-        # Float32, or float64 for a proof; first of all, since TensorRT takes uint8 into nothing but a Cast (its issue
-        # 3985). Contiguous, or torch traces layouts: a global pooling then becomes a Gather of computed places, which
-        # is slow, and which onnxruntime 1.17.3 gets wrong in float16.
+        """Return logits and probabilities, float32 (N, classes), of pixels, uint8 (N, height, width, channels)."""
+        # The cast is to float32, or to float64 in the parity check. It comes first, because TensorRT accepts uint8 only
+        # as the input of a Cast (its issue 3985). Without contiguous(), torch traces strides, and a global pooling
+        # becomes a Gather of computed indices, which is slow, and which onnxruntime 1.17.3 computes wrongly in float16.
         pixels = image.to(self.offset.dtype).permute(0, 3, 1, 2).contiguous()
         logits = self.model((pixels - self.offset) * self.factor)
         return logits, torch.softmax(logits / self.temperature, dim=1)
 
 
-def example(spec: ModelSpec) -> Tensor:
-    """Give two images of the right shape to trace with; two, so that N is seen to vary."""
+def example_input(spec: ModelSpec) -> Tensor:
+    """Return pixels to trace with: two images, since a batch of one would be traced as a constant."""
     return torch.zeros((2, *spec.preprocess.shape), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""pt2: the same module as torch.export keeps it, for those who have a recent PyTorch where the model runs."""
+"""pt2, the format of torch.export, for devices with a recent PyTorch."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 from torch.export import ExportedProgram
 
 from clf_export.exporters.archive import append_digest, verify_digest
+from clf_export.exporters.exporter import METADATA_KEYS
+from clf_export.exporters.torch_model import TorchModel
 from clf_export.quiet import quiet
-from clf_runtime.preprocess import UInt8Array
-from clf_runtime.session import Float32Array
 
 
-def pt2_bytes(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
-    """Give the file: metadata as extra files, and the digest of all before it."""
-    file = io.BytesIO()
-    with quiet():
-        torch.export.save(program, file, extra_files=dict(metadata))
-    return append_digest(file.getvalue())
+class Pt2Exporter:
+    """Writes and opens pt2 files; the metadata are their extra files."""
 
+    quantization = ""
 
-class Pt2Model:
-    """A file of ours, opened with torch. It is code, so nobody else's is ever opened."""
+    def __init__(self, program: ExportedProgram) -> None:
+        self._program = program
 
-    def __init__(self, path: Path, keys: tuple[str, ...]) -> None:
-        """Open `path` and read the extra files named by `keys`. Raises InvalidModelError."""
-        verify_digest(path)
-        self.metadata = dict.fromkeys(keys, "")
+    def build(self, metadata: Mapping[str, str]) -> bytes:
+        """Return the file's bytes: the network, the metadata and the digest of both."""
+        file = io.BytesIO()
         with quiet():
-            self._module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=self.metadata).module()
+            torch.export.save(self._program, file, extra_files=dict(metadata))
+        return append_digest(file.getvalue())
 
-    def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
-        with torch.inference_mode():
-            logits, probabilities = self._module(torch.tensor(pixels))
-        return logits.numpy(), probabilities.numpy()
+    @staticmethod
+    def open(path: Path) -> TorchModel:
+        """Open a file of clf-export. Raises InvalidModelError, OSError."""
+        verify_digest(path)
+        metadata = dict.fromkeys(METADATA_KEYS, "")
+        with quiet():
+            module = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=metadata).module()
+        return TorchModel(path, module, metadata)

@@ -1,6 +1,6 @@
-"""TorchScript: the same module, for C++ and for phones that already carry libtorch.
+"""TorchScript, for C++ and for phones that already have libtorch.
 
-The one place that touches torch.jit, which torch calls deprecated from 2.11 on; pt2 is its successor.
+The one module that uses torch.jit, which is deprecated from torch 2.11 on; pt2 is its successor.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ from pathlib import Path
 import torch
 
 from clf_export.exporters.archive import append_digest, verify_digest
-from clf_export.exporters.module import ExportModule, example
+from clf_export.exporters.exporter import METADATA_KEYS
+from clf_export.exporters.module import ExportModule, example_input
+from clf_export.exporters.torch_model import TorchModel
 from clf_export.quiet import quiet
-from clf_runtime.preprocess import UInt8Array
-from clf_runtime.session import Float32Array
 from clf_runtime.spec import ModelSpec
 
 
 def torchscript_from_model(module: ExportModule, spec: ModelSpec) -> torch.jit.ScriptModule:
-    """Trace the module; N is dynamic, since nothing in it depends on N."""
+    """Trace the module. The batch size is dynamic, because nothing in the module depends on it."""
     with quiet():
-        traced: torch.jit.ScriptModule = torch.jit.trace(module, example(spec))  # type: ignore[no-untyped-call]
+        traced: torch.jit.ScriptModule = torch.jit.trace(module, example_input(spec))  # type: ignore[no-untyped-call]
     return traced
 
 
-def torchscript_bytes(traced: torch.jit.ScriptModule, metadata: Mapping[str, str]) -> bytes:
-    """Give the file: metadata as extra files, and the digest of all before it."""
-    file = io.BytesIO()
-    with quiet():
-        torch.jit.save(traced, file, _extra_files=dict(metadata))
-    return append_digest(file.getvalue())
+class TorchScriptExporter:
+    """Writes and opens TorchScript files; the metadata are their extra files."""
 
+    quantization = ""
 
-class TorchScriptModel:
-    """A file of ours, opened with torch. TorchScript is code, so nobody else's is ever opened."""
+    def __init__(self, traced: torch.jit.ScriptModule) -> None:
+        self._traced = traced
 
-    def __init__(self, path: Path, keys: tuple[str, ...]) -> None:
-        """Open `path` and read the extra files named by `keys`. Raises InvalidModelError."""
-        verify_digest(path)
-        extra = dict.fromkeys(keys, "")
+    def build(self, metadata: Mapping[str, str]) -> bytes:
+        """Return the file's bytes: the network, the metadata and the digest of both."""
+        file = io.BytesIO()
         with quiet():
-            self._module = torch.jit.load(  # type: ignore[no-untyped-call]
+            torch.jit.save(self._traced, file, _extra_files=dict(metadata))
+        return append_digest(file.getvalue())
+
+    @staticmethod
+    def open(path: Path) -> TorchModel:
+        """Open a file of clf-export. Raises InvalidModelError, OSError."""
+        verify_digest(path)
+        extra: dict[str, str | bytes] = dict.fromkeys(METADATA_KEYS, "")
+        with quiet():
+            module = torch.jit.load(  # type: ignore[no-untyped-call]
                 str(path), map_location="cpu", _extra_files=extra
             )
-        self.metadata = {key: value.decode() if isinstance(value, bytes) else value for key, value in extra.items()}
-
-    def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
-        with torch.inference_mode():
-            logits, probabilities = self._module(torch.tensor(pixels))
-        return logits.numpy(), probabilities.numpy()
+        metadata = {key: value.decode() if isinstance(value, bytes) else value for key, value in extra.items()}
+        return TorchModel(path, module, metadata)

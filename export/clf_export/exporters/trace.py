@@ -1,23 +1,25 @@
-"""The module as a graph of torch's own operators; ONNX and pt2 are both made from it, traced once."""
+"""The module as a graph of torch's operators. It is traced once, and ONNX and pt2 are both made from it."""
 
 from __future__ import annotations
 
 import torch
 from torch.export import Dim, ExportedProgram
 
-from clf_export.exporters.module import ExportModule, example
+from clf_export.exporters.module import ExportModule, example_input
 from clf_export.quiet import quiet
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.spec import ModelSpec
 
+_MAX_REASON = 300  # characters
+
 
 def program_from_model(module: ExportModule, spec: ModelSpec) -> ExportedProgram:
-    """Trace the module with N dynamic. Raises InvalidModelError where torch cannot."""
+    """Trace the module with a dynamic batch size. Raises InvalidModelError where torch cannot."""
     with quiet(), torch.no_grad():
         try:
-            return torch.export.export(module, (example(spec),), dynamic_shapes=({0: Dim("N")},), strict=False)
-        except Exception as error:  # torch's own faults have no common base
-            reason = " ".join(str(error).split())[:300]
+            return torch.export.export(module, (example_input(spec),), dynamic_shapes=({0: Dim("N")},), strict=False)
+        except Exception as error:  # torch.export runs the network's own code, which can raise anything
+            reason = " ".join(str(error).split())[:_MAX_REASON]
             raise InvalidModelError(
-                f"{spec.architecture}: torch.export cannot trace it for any number of images: {reason}"
+                f"{spec.architecture}: torch.export cannot trace it for a dynamic batch size: {reason}"
             ) from None

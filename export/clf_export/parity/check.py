@@ -1,222 +1,253 @@
-"""The proof: an exported file against eager PyTorch, on real held-out images.
+"""The parity check: an exported file against eager PyTorch, on real images of the test split.
 
-At four levels: the graph alone, beside float64, which tells rounding from error; every batch size; from the bytes of
-image files to probabilities, with torchvision's own transforms on PyTorch's side; and the accuracy over every
-held-out image. A file that fails one never gets its name.
+At four levels: the graph alone, beside float64, which separates rounding from errors; every batch size; from the bytes
+of image files to probabilities, with torchvision's own transforms on PyTorch's side; and the accuracy on the whole test
+split. A file that fails at one level is not written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import torch
 
+from clf_export.exporters.exporter import OpenedModel
+from clf_export.parity.limits import TOLERANCE, Limits
 from clf_export.parity.reference_outputs import ReferenceOutputs
-from clf_export.quantize.search import MIN_AGREEMENT
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
-from clf_runtime.spec import ModelSpec
 
-TOLERANCE = 1e-4  # of a logit, and of a probability, in float32
 BATCH_SIZES = (1, 2, 7, 32)
 
-# Deep networks have float32 sums that differ by more than TOLERANCE from one order of adding to the next. How far
-# PyTorch's own are from float64 says how much of a difference is that: two orders may be twice as far apart.
-_ROUNDINGS = 4.0
-# float16 has 11 bits: 5e-4 of a number's size for each rounding, of which a deep network's logit has had many.
-_FP16_TOLERANCE = 0.01
-# INT8 is held to labels and accuracy. Another processor's float32 parts may round a quantised value the other way.
-_INT8_SLACK = 1.5
+_FULL_BATCH = 32
 _IMAGES_PER_BATCH_SIZE = 128
-_ALL_AT_ONCE = 32
+# INT8 is checked by labels and accuracy. Another processor's float32 parts may round a quantized value the other way,
+# so the tolerance of its self-test is the difference found here with this much slack.
+_INT8_SLACK = 1.5
 
 
-class OpenedModel(Protocol):
-    """An exported file, opened as a device would open it."""
-
-    def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a file may differ by."""
-
-    precision: str
-    tolerance: float | None  # of a logit; None where labels and accuracy say more
-    probability_tolerance: float
-    agreement: float  # of labels with PyTorch's, at least
-    max_drop: float  # percentage points of accuracy
+class ParityError(InvalidModelError):
+    """A file's answers differ too much from PyTorch's, or from those of the file that was verified."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What was found; also what travels in the file as `clf.parity`, and in export.json."""
+    """The result of a parity check, as it is written to `clf.parity` in the file and to export.json."""
 
     precision: str
-    quantization: str  # how, where there was a choice
-    images: int  # from their bytes on
+    quantization: str  # the config, where one was chosen
+    images: int  # that were compared from their bytes on
     batch_sizes: tuple[int, ...]
     max_difference: float  # of a logit, over all images, classes and batch sizes
     max_probability_difference: float
-    flipped: int  # images whose label is not the one that PyTorch gives
+    flipped: int  # images with another label than PyTorch's
     worst_image: str  # the image with the largest difference
-    tolerance: float  # the difference of a logit up to which another machine gives the same answer
-    float64_images: int  # also computed in float64
+    tolerance: float  # the difference of a logit up to which another machine passes the self-test
+    float64_images: int  # that were also computed in float64
     difference_from_float64: float  # of this file's logits
-    rounding: float  # of PyTorch's own, in float32
-    accuracy: float  # of the exported file, on every held-out image
+    rounding: float  # PyTorch's own difference from float64
+    accuracy: float  # of this file, on the test split
     accuracy_images: int
-    reference_accuracy: float  # likewise
+    reference_accuracy: float  # of PyTorch, on the test split
     reference: str
     runtime: str
 
     def record(self) -> dict[str, Any]:
-        """Give what is written as JSON."""
+        """Return what is written as JSON."""
         return asdict(self)
 
 
-def limits_for(precision: str, reference_outputs: ReferenceOutputs, max_drop: float) -> Limits:
-    """Give what a file of this precision may differ by; `max_drop` in percentage points."""
-    if precision == "int8":
-        return Limits(precision, None, 1.0, MIN_AGREEMENT, max_drop)
-    if precision == "fp16":
-        scale = max(1.0, float(np.abs(reference_outputs.logits).max()))
-        return Limits(precision, _FP16_TOLERANCE * scale, _FP16_TOLERANCE, MIN_AGREEMENT, max_drop)
-    tolerance = max(TOLERANCE, _ROUNDINGS * reference_outputs.rounding)
-    return Limits(precision, tolerance, tolerance, 1.0, max_drop=max(0.1, 100 / len(reference_outputs.all_images)))
+@dataclass(frozen=True)
+class Answers:
+    """Logits and probabilities, float32 (N, classes) each, of the first N reference images."""
+
+    logits: Float32Array
+    probabilities: Float32Array
+
+
+@dataclass(frozen=True)
+class _Flip:
+    """An image with another label than PyTorch's."""
+
+    image: str
+    label: str
+    reference_label: str
 
 
 def check_parity(
-    model: OpenedModel,
-    spec: ModelSpec,
-    reference_outputs: ReferenceOutputs,
-    limits: Limits,
-    quantization: str,
-    reference: str,
-    runtime: str,
+    model: OpenedModel, reference_outputs: ReferenceOutputs, limits: Limits, quantization: str = ""
 ) -> Parity:
     """Compare a file's answers with PyTorch's.
 
     Args:
-        candidate: the file, opened.
-        spec: the spec that was read back from the file.
-        evidence: images and PyTorch's answers.
-        limits: what it may differ by.
-        made: how the file was made, for the record.
-        reference: what computed the evidence, for the record.
-        runtime: what runs the candidate, for the record.
+        model: the file, opened.
+        reference_outputs: the images, and PyTorch's answers for them.
+        limits: how far the file's answers may differ.
+        quantization: how the file was quantized, for the record.
 
     Raises:
-        InvalidModelError: naming the worst image and the numbers.
+        ParityError: the answers differ too much; the message names the worst image and the numbers.
     """
-    logits, probabilities = _in_batches(model, reference_outputs.pixels, _ALL_AT_ONCE)
-    if logits.shape != reference_outputs.logits.shape:
-        raise InvalidModelError(f"the proof failed: it gives {logits.shape}, PyTorch {reference_outputs.logits.shape}")
-    answers = [(logits, probabilities)]
-    some = reference_outputs.pixels[:_IMAGES_PER_BATCH_SIZE]
-    answers += [_in_batches(model, some, size) for size in BATCH_SIZES if size != _ALL_AT_ONCE]
-    by_image = np.zeros(len(logits), np.float32)
-    for each, _ in answers:
-        of_these = np.abs(each - reference_outputs.logits[: len(each)]).max(axis=1)
-        by_image[: len(each)] = np.maximum(by_image[: len(each)], of_these)
-    worst_image = int(by_image.argmax())  # a NaN counts as the largest
-    flips = _flips(answers, spec, reference_outputs, limits)
-    accuracy = _accuracy(model, spec, reference_outputs)
-    difference = float(by_image[worst_image])
+    runs = _run_all_batch_sizes(model, reference_outputs)
+    logits = runs[0].logits
+    differences = _largest_differences(runs, reference_outputs)
+    worst = int(differences.argmax())  # a NaN counts as the largest
+    flips = _find_flips(runs, model.spec.labels, reference_outputs, limits)
+    exact = reference_outputs.float64_logits
     parity = Parity(
         precision=limits.precision,
         quantization=quantization,
         images=len(logits),
         batch_sizes=BATCH_SIZES,
-        max_difference=difference,
-        max_probability_difference=max(
-            float(np.abs(each - reference_outputs.probabilities[: len(each)]).max()) for _, each in answers
-        ),
+        max_difference=float(differences[worst]),
+        max_probability_difference=_largest_probability_difference(runs, reference_outputs),
         flipped=len(flips),
-        worst_image=reference_outputs.names[worst_image],
-        tolerance=_INT8_SLACK * difference if limits.tolerance is None else limits.tolerance,
-        float64_images=len(reference_outputs.exact),
-        difference_from_float64=float(
-            np.abs(logits[: len(reference_outputs.exact)] - reference_outputs.exact).max(initial=0.0)
-        ),
+        worst_image=reference_outputs.names[worst],
+        tolerance=_INT8_SLACK * float(differences[worst]) if limits.tolerance is None else limits.tolerance,
+        float64_images=len(exact),
+        difference_from_float64=float(np.abs(logits[: len(exact)] - exact).max(initial=0.0)),
         rounding=reference_outputs.rounding,
-        accuracy=accuracy,
+        accuracy=_measure_accuracy(model, reference_outputs),
         accuracy_images=len(reference_outputs.all_images),
         reference_accuracy=reference_outputs.accuracy,
-        reference=reference,
-        runtime=runtime,
+        reference=f"torch {torch.__version__}",
+        runtime=model.runtime,
     )
-    _refuse_failed(parity, limits, flips)
+    _raise_if_failed(parity, limits, flips)
     return parity
 
 
-def _in_batches(model: OpenedModel, pixels: UInt8Array, size: int) -> tuple[Float32Array, Float32Array]:
-    parts = [model.run(pixels[at : at + size]) for at in range(0, len(pixels), size)]
-    logits, probabilities = zip(*parts, strict=True)
-    return np.concatenate(logits), np.concatenate(probabilities)
+def run_batch(model: OpenedModel, reference_outputs: ReferenceOutputs) -> Answers:
+    """Return the answers to one batch of the reference images."""
+    return Answers(*model.run(reference_outputs.pixels[:_FULL_BATCH]))
 
 
-def _flips(
-    answers: Sequence[tuple[Float32Array, Float32Array]],
-    spec: ModelSpec,
-    reference_outputs: ReferenceOutputs,
-    limits: Limits,
-) -> dict[str, tuple[str, str]]:
-    """Give the images with another label in some batch size: their names, its label, and PyTorch's.
+def check_final_file(
+    model: OpenedModel, metadata: Mapping[str, str], verified: Answers, reference_outputs: ReferenceOutputs
+) -> None:
+    """Compare a complete file, reopened, with the file that passed the parity check.
 
-    Where PyTorch's own two best logits are no further apart than the tolerance lets them move, either is right.
+    Args:
+        model: the complete file, opened. Its network is the same and so is the machine, so there is only rounding.
+        metadata: what was written into it.
+        verified: the other file's answers, by `run_batch`.
+        reference_outputs: the images of that batch.
+
+    Raises:
+        ParityError: it has other metadata or other answers, or does not pass its own self-test.
+    """
+    if {key: model.metadata.get(key) for key in metadata} != metadata:
+        raise ParityError("the final file does not carry the metadata written into it; no file was written")
+    final = run_batch(model, reference_outputs)
+    tolerance = TOLERANCE * max(1.0, float(np.abs(verified.logits).max()))
+    difference = _difference(final.logits, verified.logits)
+    probability_difference = _difference(final.probabilities, verified.probabilities)
+    # Written so that a NaN, which compares as false, fails.
+    if not (difference <= tolerance and probability_difference <= TOLERANCE):
+        raise ParityError(
+            f"the final file differs from the verified one: a logit by {difference:.2g} (tolerance {tolerance:.2g}), "
+            f"a probability by {probability_difference:.2g} (tolerance {TOLERANCE:.2g}); no file was written"
+        )
+    result = model.run_self_test()
+    if result is not None and not result.passed:
+        raise ParityError(f"the final file does not pass its own self-test ({result}); no file was written")
+
+
+def _difference(values: Float32Array, expected: Float32Array) -> float:
+    return float(np.abs(values - expected).max()) if values.shape == expected.shape else math.inf
+
+
+def _run_all_batch_sizes(model: OpenedModel, reference_outputs: ReferenceOutputs) -> list[Answers]:
+    """Run all images in full batches, then some of them in batches of each other size."""
+    answers = _run_in_batches(model, reference_outputs.pixels, _FULL_BATCH)
+    if answers.logits.shape != reference_outputs.logits.shape:
+        raise ParityError(
+            f"the parity check failed: the logits have shape {answers.logits.shape}, "
+            f"expected PyTorch's {reference_outputs.logits.shape}; no file was written"
+        )
+    some = reference_outputs.pixels[:_IMAGES_PER_BATCH_SIZE]
+    return [answers, *(_run_in_batches(model, some, size) for size in BATCH_SIZES if size != _FULL_BATCH)]
+
+
+def _run_in_batches(model: OpenedModel, pixels: UInt8Array, size: int) -> Answers:
+    batches = [model.run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
+    logits, probabilities = zip(*batches, strict=True)
+    return Answers(np.concatenate(logits), np.concatenate(probabilities))
+
+
+def _largest_differences(runs: Sequence[Answers], reference_outputs: ReferenceOutputs) -> Float32Array:
+    """Return the largest difference of a logit of each image, (N,), over all batch sizes."""
+    largest = np.zeros(len(reference_outputs.logits), np.float32)
+    for run in runs:
+        count = len(run.logits)
+        differences = np.abs(run.logits - reference_outputs.logits[:count]).max(axis=1)
+        largest[:count] = np.maximum(largest[:count], differences)
+    return largest
+
+
+def _largest_probability_difference(runs: Sequence[Answers], reference_outputs: ReferenceOutputs) -> float:
+    return max(
+        float(np.abs(run.probabilities - reference_outputs.probabilities[: len(run.probabilities)]).max())
+        for run in runs
+    )
+
+
+def _find_flips(
+    runs: Sequence[Answers], labels: tuple[str, ...], reference_outputs: ReferenceOutputs, limits: Limits
+) -> list[_Flip]:
+    """Return the images with another label in some batch size; `labels` are those of the file.
+
+    An image whose two best logits in PyTorch are within what the tolerance lets them move has no certain label, and is
+    left out.
     """
     best_two = np.sort(reference_outputs.logits, axis=1)[:, -2:]
-    # Labels in another order than the data's are no matter of rounding.
-    undecided = (best_two[:, -1] - best_two[:, 0] <= 2 * (limits.tolerance or 0.0)) & (
-        spec.labels == reference_outputs.labels
+    # A different order of the labels is an error, however close the logits are.
+    is_uncertain = (best_two[:, -1] - best_two[:, 0] <= 2 * (limits.tolerance or 0.0)) & (
+        labels == reference_outputs.labels
     )
-    flips = {}
-    for logits, _ in answers:
-        for at, index in enumerate(logits.argmax(axis=1)):
-            given, wanted = spec.labels[index], reference_outputs.labels[reference_outputs.logits[at].argmax()]
-            if given != wanted and not undecided[at]:
-                flips[reference_outputs.names[at]] = (given, wanted)
-    return flips
+    flips: dict[int, _Flip] = {}
+    for run in runs:
+        for row, index in enumerate(run.logits.argmax(axis=1)):
+            label = labels[index]
+            reference_label = reference_outputs.labels[reference_outputs.logits[row].argmax()]
+            if label != reference_label and not is_uncertain[row]:
+                flips[row] = _Flip(reference_outputs.names[row], label, reference_label)
+    return list(flips.values())
 
 
-def _accuracy(model: OpenedModel, spec: ModelSpec, reference_outputs: ReferenceOutputs) -> float:
-    """Give the share of all held-out images whose label is right."""
+def _measure_accuracy(model: OpenedModel, reference_outputs: ReferenceOutputs) -> float:
+    """Return the share of the test split whose label is right."""
+    images = reference_outputs.all_images
+    count = len(images)
+    batches = [np.arange(start, min(start + _FULL_BATCH, count)) for start in range(0, count, _FULL_BATCH)]
     right = 0
-    count = len(reference_outputs.all_images)
-    orders = [np.arange(at, min(at + _ALL_AT_ONCE, count)) for at in range(0, count, _ALL_AT_ONCE)]
-    for order, pixels in zip(orders, reference_outputs.all_images.pixels.batches(orders), strict=True):
+    for indices, pixels in zip(batches, images.pixels.batches(batches), strict=True):
         answers = model.run(pixels)[0].argmax(axis=1)
-        truth = reference_outputs.all_images.targets[order]
         right += sum(
-            spec.labels[answer] == reference_outputs.labels[target]
-            for answer, target in zip(answers, truth, strict=True)
+            model.spec.labels[answer] == reference_outputs.labels[target]
+            for answer, target in zip(answers, images.targets[indices], strict=True)
         )
     return right / count
 
 
-def _refuse_failed(parity: Parity, limits: Limits, flips: dict[str, tuple[str, str]]) -> None:
+def _raise_if_failed(parity: Parity, limits: Limits, flips: Sequence[_Flip]) -> None:
     agreement = 1 - len(flips) / parity.images
     drop = 100 * (parity.reference_accuracy - parity.accuracy)
     # Written so that a NaN, which compares as false, fails.
-    broadcast_buffers = parity.max_difference <= (math.inf if limits.tolerance is None else limits.tolerance)
-    broadcast_buffers = broadcast_buffers and parity.max_probability_difference <= limits.probability_tolerance
-    if broadcast_buffers and agreement >= limits.agreement and drop <= limits.max_drop + 1e-9:
+    is_close = parity.max_difference <= (math.inf if limits.tolerance is None else limits.tolerance)
+    is_close = is_close and parity.max_probability_difference <= limits.probability_tolerance
+    if is_close and agreement >= limits.min_agreement and drop <= limits.max_drop + 1e-9:
         return
-    example = ""
-    if flips:
-        name, (given, wanted) = next(iter(flips.items()))
-        example = f", {name} for one is {given!r} there and {wanted!r} in PyTorch"
-    allowed = "" if limits.tolerance is None else f" (tolerance {limits.tolerance:.2g})"
-    raise InvalidModelError(
-        f"the proof failed on {parity.worst_image}: a logit differs from PyTorch's by {parity.max_difference:.2g}, "
-        f"a probability by {parity.max_probability_difference:.2g}{allowed}; "
-        f"{len(flips)} of {parity.images} labels flipped{example}; accuracy {parity.accuracy:.2%} for "
-        f"{parity.reference_accuracy:.2%}; no file was written"
+    tolerance = "" if limits.tolerance is None else f" (tolerance {limits.tolerance:.2g})"
+    example = "".join(f", such as {flip.image} ({flip.label!r}, not {flip.reference_label!r})" for flip in flips[:1])
+    raise ParityError(
+        f"the parity check failed on {parity.worst_image}: a logit differs from PyTorch's by "
+        f"{parity.max_difference:.2g}, a probability by {parity.max_probability_difference:.2g}{tolerance}; "
+        f"{len(flips)} of {parity.images} labels flipped{example}; accuracy {parity.accuracy:.2%}, "
+        f"in PyTorch {parity.reference_accuracy:.2%}; no file was written"
     )

@@ -1,4 +1,4 @@
-"""What a proof is about: real held-out images, and what PyTorch says of them. The same for every file."""
+"""The images of the parity check, and PyTorch's outputs for them; the same for every exported file."""
 
 from __future__ import annotations
 
@@ -11,87 +11,87 @@ import torch
 
 from clf_export.exporters.module import ExportModule
 from clf_export.parity.reference import Reference
+from clf_export.test_split import TestSplit
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.preprocess import UInt8Array, pixels_from_image
 from clf_runtime.session import Float32Array
 from clf_runtime.spec import ModelSpec
 from clf_train.data.cache import Shard
-from clf_train.data.dataset import Dataset, Int64Array
+from clf_train.data.dataset import Int64Array
 from clf_train.engine.evaluate import compute_logits
 
 Float64Array = npt.NDArray[np.float64]
 
-_IMAGES = 1000  # from their bytes on
-_DOUBLED = 64  # in float64, which takes three times as long
+_MAX_IMAGES = 1000  # that are compared from the bytes of their files
+_FLOAT64_IMAGES = 64  # float64 takes three times as long
 
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """Images as files, with the answers of PyTorch behind torchvision's own transforms, and the whole split."""
+    """Image files of the test split with PyTorch's answers behind torchvision's transforms, and the whole split."""
 
     names: tuple[str, ...]
     encoded: tuple[bytes, ...]  # image files
     pixels: UInt8Array  # (N, H, W, C), by the runtime's preprocessing
-    labels: tuple[str, ...]  # the data's own class names, in the order of the network's outputs
+    labels: tuple[str, ...]  # the data set's own class names, in the order of the network's outputs
     targets: Int64Array  # (N,)
     logits: Float32Array  # (N, classes)
     probabilities: Float32Array  # (N, classes)
-    exact: Float64Array  # (some of N, classes): the logits of the first few, computed in float64
-    all_images: Shard  # every held-out image
-    accuracy: float  # of PyTorch on all of them
+    float64_logits: Float64Array  # (n, classes), of the first n images
+    all_images: Shard  # the test split, decoded
+    accuracy: float  # of PyTorch on the test split
 
     @property
     def rounding(self) -> float:
-        """The largest difference of a logit between PyTorch in float32 and in float64: what is no error."""
-        return float(np.abs(self.logits[: len(self.exact)] - self.exact).max(initial=0.0))
+        """The largest difference of a logit between PyTorch in float32 and in float64."""
+        return float(np.abs(self.logits[: len(self.float64_logits)] - self.float64_logits).max(initial=0.0))
 
 
-def compute_reference_outputs(
-    dataset: Dataset, all_images: Shard, module: ExportModule, reference: Reference
-) -> ReferenceOutputs:
-    """Take the held-out images, 1,000 spread over all where there are more, and ask PyTorch.
+def compute_reference_outputs(split: TestSplit, module: ExportModule, reference: Reference) -> ReferenceOutputs:
+    """Run PyTorch on the test split, or on 1,000 images spread over it where it has more.
 
     Args:
-        dataset: its test part is what was held out.
-        whole: the same images, decoded.
+        split: the images.
         module: what will be exported, in float32.
-        reference: what the answers should be.
+        reference: the same network behind torchvision's transforms.
 
-    Raises DataError, and InvalidModelError where PyTorch itself gives no numbers.
+    Raises:
+        DataError: an image cannot be read.
+        InvalidModelError: PyTorch's own answers are not finite.
     """
-    count = min(_IMAGES, len(dataset.test))
-    spread = np.unique(np.linspace(0, len(dataset.test) - 1, count).astype(int)).tolist()
-    images = dataset.test.subset(spread)
+    test = split.dataset.test
+    count = min(_MAX_IMAGES, len(test))
+    images = test.subset(np.unique(np.linspace(0, len(test) - 1, count).astype(int)).tolist())
     encoded = [images.encode(index) for index in range(len(images))]
-    logits = reference.logits(encoded)
+    logits = reference.compute_logits(encoded)
     if not np.isfinite(logits).all():
-        raise InvalidModelError("the proof failed: PyTorch itself gives NaN or infinite logits; train again")
-    pixels = np.stack([pixels_from_image(each, reference.spec.preprocess) for each in encoded])
+        raise InvalidModelError("the parity check failed: PyTorch's own logits are NaN or infinite; train again")
+    pixels = np.stack([pixels_from_image(content, reference.spec.preprocess) for content in encoded])
     return ReferenceOutputs(
         names=images.names,
         encoded=tuple(encoded),
         pixels=pixels,
-        labels=dataset.labels,
+        labels=split.dataset.labels,
         targets=images.targets,
         logits=logits,
-        probabilities=reference.probabilities(logits),
-        exact=_exact(module, pixels[:_DOUBLED]),
-        all_images=all_images,
-        accuracy=_accuracy(reference.spec, module, all_images),
+        probabilities=reference.compute_probabilities(logits),
+        float64_logits=_compute_float64_logits(module, pixels[:_FLOAT64_IMAGES]),
+        all_images=split.all_images,
+        accuracy=_measure_accuracy(reference.spec, module, split.all_images),
     )
 
 
-def _accuracy(spec: ModelSpec, module: ExportModule, all_images: Shard) -> float:
-    """Give what the training measured on these very images, or measure it now."""
-    if spec.metrics is not None and spec.metrics.images == len(all_images):
+def _measure_accuracy(spec: ModelSpec, module: ExportModule, images: Shard) -> float:
+    """Return the accuracy that training measured on these images, or measure it now."""
+    if spec.metrics is not None and spec.metrics.images == len(images):
         return spec.metrics.accuracy
-    logits = compute_logits(module.model, all_images.pixels, spec.normalize, torch.device("cpu"))
-    return float((logits.argmax(axis=1) == all_images.targets).mean())
+    logits = compute_logits(module.model, images.pixels, spec.normalize, torch.device("cpu"))
+    return float((logits.argmax(axis=1) == images.targets).mean())
 
 
-def _exact(module: ExportModule, pixels: UInt8Array) -> Float64Array:
-    """Give the logits of pixels, uint8 (N, H, W, C), with every sum and product in float64: (N, classes)."""
+def _compute_float64_logits(module: ExportModule, pixels: UInt8Array) -> Float64Array:
+    """Return the logits, (N, classes), of pixels, uint8 (N, H, W, C), with all arithmetic in float64."""
     doubled = copy.deepcopy(module).double()
     with torch.inference_mode():
-        parts = [doubled(torch.from_numpy(each[None]))[0].numpy() for each in pixels]
-    return np.concatenate(parts)
+        rows = [doubled(torch.from_numpy(image[None]))[0].numpy() for image in pixels]
+    return np.concatenate(rows)

@@ -1,13 +1,14 @@
-"""Biases of quantised layers, chosen so that the mean of what each layer gives stays what it was in float32.
+"""Bias correction: biases of quantized layers, chosen so that the mean of each layer's output stays that of float32.
 
-A rounded weight is wrong by a fixed amount, and what a layer takes has a mean that is not zero after a ReLU: their
-product moves every image's answer the same way, and a bias takes it back without costing any time. Source: Nagel et
-al., "Data-Free Quantization through Weight Equalization and Bias Correction", 2019, with means of real images.
+A rounded weight has a fixed error, and after a ReLU the mean of a layer's input is not zero. Their product shifts every
+image's output the same way, and the bias can absorb that shift at no cost in time. Source: Nagel et al., "Data-Free
+Quantization through Weight Equalization and Bias Correction", 2019; here with the means of real images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,92 +19,149 @@ from onnx import helper, numpy_helper
 from clf_export.quantize.graph import constants_of, measure_channel_means, nodes_with, output_axis, prepend_nodes
 from clf_runtime.preprocess import UInt8Array
 
+Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
 Int8Array = npt.NDArray[np.int8]
 
 _LAYERS = frozenset(("Conv", "Gemm"))  # those with a bias of their own
-# A bias has 32 bits; where they are too few, so many steps are enough.
-_MOST_STEPS, _STEPS = 2**30, 2**20
+# A bias is an int32. Where it would need more than _MAX_STEPS steps, the scale grows until it needs _STEPS.
+_MAX_STEPS, _STEPS = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class _QuantizedLayer:
+    """A node of the quantized graph, and what it was made from."""
+
+    node: onnx.NodeProto
+    original: onnx.NodeProto  # the node of the float32 graph
+    weights: onnx.NodeProto  # the DequantizeLinear of its weights
+    input_scale: Float64Array  # ()
+
+
+@dataclass(frozen=True)
+class _CorrectedValues:
+    """What a layer computes with after its correction."""
+
+    weights: Int8Array  # (C, ...)
+    weight_scale: Float64Array  # () or (C,)
+    bias: Float64Array  # (C,), in float
 
 
 def measure_input_means(model: onnx.ModelProto, pixels: UInt8Array) -> dict[str, Float64Array]:
-    """Run images, uint8 (N, H, W, C), and give the mean of each channel (C,) of what each layer takes, by name."""
+    """Return the mean of each channel, (C,), of every layer's input, by tensor name, over uint8 (N, H, W, C)."""
     return measure_channel_means(model, {node.input[0] for node in nodes_with(model.graph, _LAYERS)}, pixels)
 
 
 def correct_biases(quantized: onnx.GraphProto, graph: onnx.GraphProto, means: Mapping[str, Float64Array]) -> None:
-    """Give each quantised layer a bias of int32 that keeps the mean of what it gives.
+    """Replace the bias of each quantized layer by an int32 one that keeps the mean of the layer's output.
 
-    A layer whose bias the quantiser left in float32 gets one too: onnxruntime before 1.21 would compute it in float32.
+    A layer whose bias the quantizer left in float32 gets an int32 one too: onnxruntime before 1.21 would compute the
+    layer in float32.
 
     Args:
-        quantized: the quantised graph, which is changed.
-        graph: the same in float32; nodes have the same names.
-        means: of what its layers take, by `measure_input_means`.
+        quantized: the quantized graph, which is changed.
+        graph: the float32 graph; its nodes have the same names.
+        means: of its layers' inputs, by `measure_input_means`.
     """
     floats, constants = constants_of(graph), constants_of(quantized)
+    values: dict[str, Array] = {}
+    bias_nodes: list[onnx.NodeProto] = []
+    replaced: set[str] = set()
+    for layer in _quantized_layers(quantized, graph):
+        axis = output_axis(layer.original, constants[layer.weights.input[0]].ndim)
+        corrected = _correct(layer, axis, floats, constants, means)
+        bias, scale = f"{layer.node.name}_bias_int32", f"{layer.node.name}_bias_scale"
+        values[layer.weights.input[0]] = np.moveaxis(corrected.weights, 0, axis)
+        values[layer.weights.input[1]] = corrected.weight_scale.astype(np.float32)
+        bias_scale = layer.input_scale * corrected.weight_scale
+        values[bias] = np.rint(corrected.bias / bias_scale).astype(np.int32)
+        values[scale] = bias_scale.astype(np.float32)
+        output = f"{layer.node.name}_bias_float"
+        bias_nodes.append(helper.make_node("DequantizeLinear", [bias, scale], [output], bias, axis=0))
+        replaced.update(layer.node.input[2:])
+        del layer.node.input[2:]
+        layer.node.input.append(output)
+    _remove_unused(quantized, replaced)
+    prepend_nodes(quantized, bias_nodes)
+    _replace_constants(quantized, values)
+
+
+def _quantized_layers(quantized: onnx.GraphProto, graph: onnx.GraphProto) -> Iterator[_QuantizedLayer]:
+    """Yield the layers with integer input and constant integer weights, in graph order."""
+    constants = constants_of(quantized)
     originals = {node.name: node for node in nodes_with(graph, _LAYERS)}
-    dequantized = {node.output[0]: node for node in quantized.node if node.op_type == "DequantizeLinear"}
-    values: dict[str, npt.NDArray[Any]] = {}
-    made: list[onnx.NodeProto] = []
-    dropped: set[str] = set()
+    floats = {tensor.name for tensor in graph.initializer}
+    dequantizers = {node.output[0]: node for node in quantized.node if node.op_type == "DequantizeLinear"}
     for node in nodes_with(quantized, _LAYERS):
         original = originals[node.name]
-        if not {*node.input[:2]} <= dequantized.keys() or not _is_plain(original):
+        if not {*node.input[:2]} <= dequantizers.keys() or not _has_plain_bias(original, floats):
             continue
-        taken, weight = (dequantized[name] for name in node.input[:2])
-        step, scale = (constants[each.input[1]].astype(np.float64) for each in (taken, weight))
-        axis = output_axis(original, constants[weight.input[0]].ndim)
-        integers = np.moveaxis(constants[weight.input[0]], axis, 0)
-        bias = np.zeros(len(integers)) + (floats[original.input[2]].ravel() if len(original.input) > 2 else 0)
-        integers, scale = _with_room(integers, scale, bias / step)
-        error = (integers.T * scale).T - np.moveaxis(floats[original.input[1]], axis, 0)
-        bias -= _moved(error, means[original.input[0]], _groups(original))
-        names = [f"{node.name}_bias_int32", f"{node.name}_bias_scale"]
-        values[weight.input[0]] = np.moveaxis(integers, 0, axis)
-        values[weight.input[1]] = scale.astype(np.float32)
-        values[names[0]] = np.rint(bias / (step * scale)).astype(np.int32)
-        values[names[1]] = (step * scale).astype(np.float32)
-        made.append(helper.make_node("DequantizeLinear", names, [f"{node.name}_bias_float"], names[0], axis=0))
-        dropped.update(node.input[2:])
-        del node.input[2:]
-        node.input.append(made[-1].output[0])
-    for name in dropped & dequantized.keys():
-        quantized.node.remove(dequantized[name])
-    prepend_nodes(quantized, made)
-    used = {name for node in quantized.node for name in node.input}
-    kept = [each for each in quantized.initializer if each.name in used - values.keys()]
-    del quantized.initializer[:]
-    quantized.initializer.extend([*kept, *(numpy_helper.from_array(value, name) for name, value in values.items())])
+        source, weights = (dequantizers[name] for name in node.input[:2])
+        if weights.input[0] in constants:
+            yield _QuantizedLayer(node, original, weights, constants[source.input[1]].astype(np.float64))
 
 
-def _moved(error: Float64Array, mean: Float64Array, groups: int) -> Float64Array:
-    """Give how far outputs (C,) are moved by errors of the weights (C, ...), of inputs with this mean in each channel.
+def _has_plain_bias(layer: onnx.NodeProto, constants: set[str]) -> bool:
+    """Tell whether weights and bias are used unscaled, and the bias is a constant, or none."""
+    is_unscaled = all(attribute.f == 1 for attribute in layer.attribute if attribute.name in ("alpha", "beta"))
+    return is_unscaled and constants.issuperset(layer.input[2:])
 
-    Padding is taken for more of the same.
+
+def _correct(
+    layer: _QuantizedLayer,
+    axis: int,
+    floats: Mapping[str, Array],
+    constants: Mapping[str, Array],
+    means: Mapping[str, Float64Array],
+) -> _CorrectedValues:
+    """Compute a layer's new values; `axis` of its weights runs over its outputs."""
+    integers: Int8Array = np.moveaxis(constants[layer.weights.input[0]], axis, 0)
+    scale = constants[layer.weights.input[1]].astype(np.float64)
+    original = layer.original
+    bias = np.zeros(len(integers)) + (floats[original.input[2]].ravel() if len(original.input) > 2 else 0)
+    integers, scale = _make_room(integers, scale, bias / layer.input_scale)
+    error = (integers.T * scale).T - np.moveaxis(floats[original.input[1]], axis, 0)
+    shift = _output_shift(error, means[original.input[0]], _groups(original))
+    return _CorrectedValues(integers, scale, bias - shift)
+
+
+def _output_shift(error: Float64Array, mean: Float64Array, groups: int) -> Float64Array:
+    """Return how far errors of the weights, (C, ...), shift the outputs, (C,), for inputs with these channel means.
+
+    Padding counts as more of the same input.
     """
     by_input = error.reshape(*error.shape[:2], -1).sum(axis=2)
     of_group = mean.reshape(groups, -1).repeat(len(error) // groups, axis=0)
-    moved: Float64Array = (by_input * of_group).sum(axis=1)
-    return moved
+    shift: Float64Array = (by_input * of_group).sum(axis=1)
+    return shift
 
 
-def _with_room(integers: Int8Array, scale: Float64Array, bias: Float64Array) -> tuple[Int8Array, Float64Array]:
-    """Give weights (C, ...) and their scale, one or (C,), in whose steps the bias (C,) can be told.
+def _make_room(integers: Int8Array, scale: Float64Array, bias: Float64Array) -> tuple[Int8Array, Float64Array]:
+    """Return weights (C, ...) and their scale, () or (C,), changed where an int32 bias (C,) would have too many steps.
 
-    What batch normalisation has switched off has weights of nearly nothing, and a bias. Its weights become nothing.
+    A channel that batch normalization has switched off has weights near zero, and a bias. Its weights become zero.
     """
     rows = integers.reshape(len(integers), -1)
-    most, some = (np.abs(bias), rows.any(axis=1)) if scale.ndim else (np.abs(bias).max(), rows.any())
-    off = (most > 0) & (~some | (most > _MOST_STEPS * scale))
-    kept = np.where(np.broadcast_to(off, len(rows))[:, None], np.int8(0), rows).reshape(integers.shape)
-    return kept, np.where(off, most / _STEPS, scale)
+    largest, is_used = (np.abs(bias), rows.any(axis=1)) if scale.ndim else (np.abs(bias).max(), rows.any())
+    is_off = (largest > 0) & (~is_used | (largest > _MAX_STEPS * scale))
+    zeroed = np.where(np.broadcast_to(is_off, len(rows))[:, None], np.int8(0), rows).reshape(integers.shape)
+    return zeroed, np.where(is_off, largest / _STEPS, scale)
 
 
-def _is_plain(node: onnx.NodeProto) -> bool:
-    """Tell whether its weights and its bias are taken as they are."""
-    return all(each.f == 1 for each in node.attribute if each.name in ("alpha", "beta"))
+def _groups(layer: onnx.NodeProto) -> int:
+    return next((attribute.i for attribute in layer.attribute if attribute.name == "group"), 1)
 
 
-def _groups(node: onnx.NodeProto) -> int:
-    return next((each.i for each in node.attribute if each.name == "group"), 1)
+def _remove_unused(graph: onnx.GraphProto, outputs: set[str]) -> None:
+    """Remove the nodes that compute `outputs`, unless another node needs them."""
+    unused = outputs - {name for node in graph.node for name in node.input}
+    for node in [node for node in graph.node if unused.intersection(node.output)]:
+        graph.node.remove(node)
+
+
+def _replace_constants(graph: onnx.GraphProto, values: Mapping[str, Array]) -> None:
+    """Set constants by name, and drop those that no node needs."""
+    used = {name for node in graph.node for name in node.input}
+    others = [tensor for tensor in graph.initializer if tensor.name in used - values.keys()]
+    del graph.initializer[:]
+    graph.initializer.extend([*others, *(numpy_helper.from_array(value, name) for name, value in values.items())])

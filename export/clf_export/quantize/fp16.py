@@ -1,9 +1,11 @@
-"""FP16, for GPUs: weights and arithmetic in half precision, inputs and outputs as they are.
+"""FP16, for GPUs: weights and arithmetic in half precision; inputs and outputs keep their types.
 
-What overflows stays in float32, and so does what prepares the pixels and turns logits into probabilities.
+Operators that would overflow stay in float32, and so do those that prepare the pixels and those behind the logits.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -12,67 +14,74 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from clf_export.quantize.graph import fuse, measure_largest_values, nodes_outside_network, topological_sort, weights_of
 from clf_runtime.preprocess import UInt8Array
 
-_HIGHEST = float(np.finfo(np.float16).max)
-# Images that nobody has seen yet may reach further than those of the training did.
+_MAX_FLOAT16 = float(np.finfo(np.float16).max)
+# Images that were not measured may have values larger than those of the training images.
 _HEADROOM = 4.0
 
 
-def fp16_from_onnx(content: bytes, pixels: UInt8Array) -> tuple[bytes, tuple[str, ...]]:
+@dataclass(frozen=True)
+class Fp16Graph:
+    """A graph in half precision."""
+
+    content: bytes  # an ONNX file without metadata
+    float32_operators: tuple[str, ...]  # of the network: those whose values, with headroom, float16 cannot hold
+
+
+def fp16_from_onnx(content: bytes, pixels: UInt8Array) -> Fp16Graph:
     """Convert a float32 graph.
 
     Args:
         content: the ONNX file without metadata.
-        pixels: real images, uint8 (N, H, W, C), to see which operators overflow.
-
-    Returns:
-        The converted file, and the operators of the network that stayed in float32 because their values, times the
-        headroom, are beyond float16's.
+        pixels: real images, uint8 (N, H, W, C), which show the operators that overflow.
     """
     model = fuse(content)
-    overflowing = _overflowing(model, pixels)
-    kept = [*nodes_outside_network(model.graph), *(name for name, _ in overflowing)]
+    overflowing = _find_overflowing_nodes(model, pixels)
+    float32_nodes = [*nodes_outside_network(model.graph), *(node.name for node in overflowing)]
     converted = convert_float_to_float16(
-        model, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=kept
+        model, keep_io_types=True, op_block_list=DEFAULT_OP_BLOCK_LIST, node_block_list=float32_nodes
     )
     del converted.graph.value_info[:]
-    _keep_between(converted.graph)
-    return topological_sort(converted).SerializeToString(deterministic=True), tuple(kind for _, kind in overflowing)
+    _remove_casts_between_float32(converted.graph)
+    serialized = topological_sort(converted).SerializeToString(deterministic=True)
+    return Fp16Graph(serialized, tuple(node.op_type for node in overflowing))
 
 
-def _overflowing(model: onnx.ModelProto, pixels: UInt8Array) -> list[tuple[str, str]]:
-    """Give name and operator of each node that takes or gives values which float16 might not hold."""
-    weights = {name: _largest(each) for name, each in weights_of(model.graph).items()}
-    beyond = {
-        name for name, value in measure_largest_values(model, pixels).items() if not value * _HEADROOM <= _HIGHEST
+def _find_overflowing_nodes(model: onnx.ModelProto, pixels: UInt8Array) -> list[onnx.NodeProto]:
+    """Return the nodes of the network with an input or an output that float16 might not hold."""
+    largest = measure_largest_values(model, pixels)
+    # Written so that a NaN, which compares as false, counts as too large.
+    too_large = {name for name, value in largest.items() if not value * _HEADROOM <= _MAX_FLOAT16}
+    too_large |= {
+        name for name, tensor in weights_of(model.graph).items() if not _largest_value(tensor) <= _MAX_FLOAT16
     }
-    beyond |= {name for name, value in weights.items() if not value <= _HIGHEST}
     outside = set(nodes_outside_network(model.graph))
     return [
-        (node.name, node.op_type)
+        node
         for node in model.graph.node
-        if node.name not in outside and any(name in beyond for name in (*node.input, *node.output))
+        if node.name not in outside and not too_large.isdisjoint((*node.input, *node.output))
     ]
 
 
-def _largest(tensor: onnx.TensorProto) -> float:
+def _largest_value(tensor: onnx.TensorProto) -> float:
     return float(np.abs(onnx.numpy_helper.to_array(tensor)).max(initial=0.0))
 
 
-def _keep_between(graph: onnx.GraphProto) -> None:
-    """Let float32 go from one kept operator to the next as it is: the converter casts it to float16 and back."""
+def _remove_casts_between_float32(graph: onnx.GraphProto) -> None:
+    """Connect float32 operators directly; the converter puts a cast to float16 and one back between any two."""
     halved = {node.output[0]: node.input[0] for node in graph.node if _is_cast(node, onnx.TensorProto.FLOAT16)}
-    back = {
+    restored = {
         node.output[0]: halved[node.input[0]]
         for node in graph.node
         if _is_cast(node, onnx.TensorProto.FLOAT) and node.input[0] in halved
     }
-    outputs = {each.name for each in graph.output}
+    outputs = {value.name for value in graph.output}
     for node in graph.node:
-        for at, name in enumerate(node.input):
-            node.input[at] = back.get(name, name)
-    for node in [node for node in graph.node if node.output[0] in back]:
+        for index, name in enumerate(node.input):
+            node.input[index] = restored.get(name, name)
+    for node in [node for node in graph.node if node.output[0] in restored]:
         if node.output[0] in outputs:
-            node.CopyFrom(onnx.helper.make_node("Identity", [back[node.output[0]]], [node.output[0]], node.name))
+            source = restored[node.output[0]]
+            node.CopyFrom(onnx.helper.make_node("Identity", [source], [node.output[0]], node.name))
         else:
             graph.node.remove(node)
     used = {name for node in graph.node for name in node.input} | outputs
@@ -81,4 +90,4 @@ def _keep_between(graph: onnx.GraphProto) -> None:
 
 
 def _is_cast(node: onnx.NodeProto, to: int) -> bool:
-    return node.op_type == "Cast" and any(each.name == "to" and each.i == to for each in node.attribute)
+    return node.op_type == "Cast" and any(attribute.name == "to" and attribute.i == to for attribute in node.attribute)

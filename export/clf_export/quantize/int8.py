@@ -1,8 +1,8 @@
-"""INT8: one way of making it, of the several that are measured against each other in `choosing`.
+"""INT8: one quantization config applied to a graph. `search` compares several of them.
 
-Activations are uint8 and weights int8 within 7 bits: a product of two such pairs fits the 16 bits in which
-processors with AVX2 but without VNNI add them up, so no sum saturates anywhere, and every processor gives the same
-integers. Source: onnxruntime's page "Quantize ONNX Models", on U8S8 and reduce_range.
+Activations are uint8 and weights int8 within 7 bits: the sum of two such products fits the 16 bits in which processors
+with AVX2 but without VNNI accumulate. No sum saturates, and every processor computes the same integers. Source:
+onnxruntime's page "Quantize ONNX Models", on U8S8 and reduce_range.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnxruntime.quantization.registry import QDQRegistry
 from clf_export.exporters.module import INPUT
 from clf_export.quantize.bias_correction import Float64Array, correct_biases
 from clf_export.quantize.graph import (
+    ONNXRUNTIME_ERRORS,
     nodes_outside_network,
     nodes_with,
     optimize,
@@ -41,21 +42,25 @@ _METHODS = {
     "entropy": CalibrationMethod.Entropy,
 }
 _LAYERS = frozenset(("Conv", "Gemm", "MatMul"))
-# The library's table lacks it, but what it does with any operator is what this one needs.
+# The registry lacks GlobalAveragePool; the quantizer's default treatment of an operator is right for it.
 _OPERATORS = frozenset((*QDQRegistry, "GlobalAveragePool"))
 _BATCH = 8
-_LARGEST_WEIGHT = 64  # of 7 bits
-# Smaller constants are not worth two more nodes.
-_SMALLEST_WEIGHT = 256
+_MAX_WEIGHT = 64  # of 7 bits
+# For a smaller constant two more nodes cost more than its bytes.
+_MIN_WEIGHT_ELEMENTS = 256
+
+
+class QuantizationError(Exception):
+    """This network cannot be quantized with this config; the message says why."""
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How a network is quantised, apart from how its ranges are found."""
+    """How a network is quantized, apart from the calibration of its activation ranges."""
 
     scales: str  # per channel, per tensor
-    operators: str  # all, layers (Conv, Gemm, MatMul), dense (those without the depthwise ones), weights (stored only)
-    ends: str  # int8, or float: the first and the last layer stay as they are
+    operators: str  # all, layers (Conv, Gemm, MatMul), no depthwise (layers but grouped Conv), weights (storage only)
+    ends: str  # int8, or float: the first and the last layer stay in float32
 
     def __str__(self) -> str:
         return f"{self.operators}, {self.scales}, ends {self.ends}"
@@ -64,18 +69,20 @@ class QuantizationConfig:
 QUANTIZATION_CONFIGS = (
     *(
         QuantizationConfig(scales, operators, ends)
-        for operators in ("all", "layers", "dense")
+        for operators in ("all", "layers", "no depthwise")
         for scales in ("per channel", "per tensor")
         for ends in ("int8", "float")
     ),
-    # Not slower than float32 anywhere: the weights become floats when the file is opened.
+    # Never slower than float32: onnxruntime converts the weights to float32 once, when it opens the file.
     QuantizationConfig("per channel", "weights", "int8"),
 )
 
 
-class _Images(CalibrationDataReader):  # type: ignore[misc]
+class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
+    """Batches of uint8 (N, H, W, C), as onnxruntime's calibrators read them."""
+
     def __init__(self, pixels: UInt8Array) -> None:
-        self._batches = iter([pixels[at : at + _BATCH] for at in range(0, len(pixels), _BATCH)])
+        self._batches = iter([pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)])
 
     def get_next(self) -> dict[str, UInt8Array] | None:
         batch = next(self._batches, None)
@@ -83,7 +90,13 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
 
 
 def calibrate(model: onnx.ModelProto, pixels: UInt8Array, calibration: str) -> Any:
-    """Run images, uint8 (N, H, W, C), and give the range of each activation, as onnxruntime keeps it."""
+    """Return the range of each activation over images, in onnxruntime's own type.
+
+    Args:
+        model: a float32 graph.
+        pixels: uint8 (N, H, W, C).
+        calibration: one of CALIBRATIONS.
+    """
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder, "model.onnx")
         onnx.save(model, path)
@@ -92,98 +105,116 @@ def calibrate(model: onnx.ModelProto, pixels: UInt8Array, calibration: str) -> A
             sorted(_OPERATORS),
             augmented_model_path=str(Path(folder, "augmented.onnx")),
             calibrate_method=_METHODS[calibration],
-            # One-sided ranges, as after a ReLU, must not waste a bit on the other side.
+            # A one-sided range, as after a ReLU, must not spend a bit on the other side.
             extra_options={"symmetric": False},
         )
-        # Some at a time: the histograms' collector holds every activation until it has counted.
-        for at in range(0, len(pixels), 4 * _BATCH):
-            calibrator.collect_data(_Images(pixels[at : at + 4 * _BATCH]))
+        # In chunks, because the histogram collector holds every activation until it has counted it.
+        for start in range(0, len(pixels), 4 * _BATCH):
+            calibrator.collect_data(_CalibrationImages(pixels[start : start + 4 * _BATCH]))
         return calibrator.compute_data()
 
 
 def int8_from_onnx(
     model: onnx.ModelProto, config: QuantizationConfig, ranges: Any, means: Mapping[str, Float64Array]
 ) -> bytes:
-    """Quantise a float32 graph.
+    """Quantize a float32 graph and return the ONNX file, without metadata.
 
     Args:
-        model: stays as it is; for every way but the one that stores weights only, a quantizable graph.
-        way: preprocess.
+        model: the graph, which is not changed. It comes from `rewrite_for_quantization`, unless the config stores the
+            weights only.
+        config: what is quantized, and how.
         ranges: of its activations, by `calibrate`.
-        means: of its layers' inputs, by `clf_export.quantize.bias_correction.measure_input_means`.
-
-    Returns:
-        The ONNX file, without metadata.
+        means: of its layers' inputs, by `measure_input_means`.
 
     Raises:
-        ValueError: newer releases of onnxruntime would run another network than the one described.
+        QuantizationError: the network has no form of this kind, or onnxruntime would not run it as described.
     """
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
     if config.operators == "weights":
-        return _with_small_weights(copied)
-    with quiet():
-        quantizer = QDQQuantizer(
-            copied,
-            config.scales == "per channel",
-            True,  # reduce_range: see above
-            QuantType.QInt8,
-            QuantType.QUInt8,
-            ranges,
-            [],
-            _left_out(copied.graph, config),
-            sorted(_OPERATORS if config.operators == "all" else _LAYERS),
-            {"ActivationSymmetric": False, "WeightSymmetric": True},
-        )
-        quantizer.quantize_model()
-    quantized = topological_sort(quantizer.model.model)
+        return _store_weights_as_int8(copied)
+    quantized = topological_sort(_quantize(copied, config, ranges))
     correct_biases(quantized.graph, model.graph, means)
     del quantized.graph.value_info[:]
     del quantized.metadata_props[:]
     content: bytes = quantized.SerializeToString(deterministic=True)
-    _refuse_others(content)
+    _raise_if_saturating(content)
     return content
 
 
-def _refuse_others(content: bytes) -> None:
-    """Raise ValueError where onnxruntime itself would make integers of a layer that was to stay float32.
+def _quantize(model: onnx.ModelProto, config: QuantizationConfig, ranges: Any) -> onnx.ModelProto:
+    """Insert QuantizeLinear and DequantizeLinear, and store weights as integers, by onnxruntime's quantizer."""
+    excluded = _nodes_to_exclude(model.graph, config)
+    operators = _OPERATORS if config.operators == "all" else _LAYERS
+    with quiet():
+        try:
+            quantizer = QDQQuantizer(
+                model,
+                config.scales == "per channel",
+                True,  # reduce_range, see the module's docstring
+                QuantType.QInt8,
+                QuantType.QUInt8,
+                ranges,
+                [],
+                excluded,
+                sorted(operators),
+                {"ActivationSymmetric": False, "WeightSymmetric": True},
+            )
+            quantizer.quantize_model()
+        except ValueError as error:
+            # How the quantizer reports a tensor that it has no scale for: a layer whose weights are computed, say. Its
+            # other exceptions (TypeError, RuntimeError) are about arguments and types that we choose.
+            raise QuantizationError(f"onnxruntime's quantizer: {' '.join(map(str, error.args))}") from error
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
 
-    Since 1.21 it does so between integers (WeightBiasQuantization): of 8 bits, which saturate.
+
+def _raise_if_saturating(content: bytes) -> None:
+    """Raise QuantizationError where onnxruntime would quantize a layer that the config leaves in float32.
+
+    Since 1.21 it does so between quantized layers (WeightBiasQuantization), with 8 bits, which saturate.
     """
-    for each in optimize(content).graph.initializer:
-        weights = each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1
-        if weights and np.abs(onnx.numpy_helper.to_array(each).astype(int)).max(initial=0) > _LARGEST_WEIGHT:
-            raise ValueError(f"{each.name}: onnxruntime would make integers of these weights")
+    try:
+        optimized = optimize(content)
+    except ONNXRUNTIME_ERRORS as error:
+        raise QuantizationError(f"onnxruntime cannot run it: {' '.join(str(error).split())}") from error
+    for tensor in optimized.graph.initializer:
+        is_weight = tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+        if is_weight and np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max(initial=0) > _MAX_WEIGHT:
+            raise QuantizationError(f"onnxruntime would quantize the weights {tensor.name} too, with 8 bits")
 
 
-def _left_out(graph: onnx.GraphProto, config: QuantizationConfig) -> list[str]:
-    names = nodes_outside_network(graph)
+def _nodes_to_exclude(graph: onnx.GraphProto, config: QuantizationConfig) -> list[str]:
+    """Return the names of the nodes that stay in float32. Raises QuantizationError where no layer is left."""
     layers = list(nodes_with(graph, _LAYERS))
+    excluded = nodes_outside_network(graph)
     if config.ends == "float":
-        names += [layers[0].name, layers[-1].name]
-    if config.operators == "dense":
-        names += [node.name for node in layers if _is_grouped(node)]
-    return names
+        excluded += [node.name for node in (*layers[:1], *layers[-1:])]
+    if config.operators == "no depthwise":
+        excluded += [node.name for node in layers if _is_grouped(node)]
+    if {node.name for node in layers} <= set(excluded):
+        raise QuantizationError("no layer is left to quantize")
+    return excluded
 
 
 def _is_grouped(node: onnx.NodeProto) -> bool:
-    return any(each.name == "group" and each.i > 1 for each in node.attribute)
+    return any(attribute.name == "group" and attribute.i > 1 for attribute in node.attribute)
 
 
-def _with_small_weights(model: onnx.ModelProto) -> bytes:
-    """Keep each layer's weights as int8 with a scale per output channel, made float32 again before they are used."""
+def _store_weights_as_int8(model: onnx.ModelProto) -> bytes:
+    """Store each layer's weights as int8 with a float32 scale per output channel; computation stays in float32."""
     weights = weights_of(model.graph)
     nodes = []
     for node in nodes_with(model.graph, _LAYERS):
         name = node.input[1]
-        if name not in weights or np.prod(weights[name].dims) < _SMALLEST_WEIGHT:
+        if name not in weights or np.prod(weights[name].dims) < _MIN_WEIGHT_ELEMENTS:
             continue
         values = onnx.numpy_helper.to_array(weights.pop(name))
-        integers, scales = _symmetric(values, output_axis(node, values.ndim))
-        model.graph.initializer.remove(next(each for each in model.graph.initializer if each.name == name))
+        integers, scales = _quantize_symmetric(values, output_axis(node, values.ndim))
+        model.graph.initializer.remove(next(tensor for tensor in model.graph.initializer if tensor.name == name))
         model.graph.initializer.append(onnx.numpy_helper.from_array(integers, f"{name}_int8"))
         model.graph.initializer.append(onnx.numpy_helper.from_array(scales, f"{name}_scale"))
-        # Not DequantizeLinear: onnxruntime keeps that for each run, and folds these two when it opens the file.
+        # onnxruntime folds these two when it opens the file; a DequantizeLinear would run for each batch.
         nodes.append(onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_float"], to=onnx.TensorProto.FLOAT))
         nodes.append(onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
     prepend_nodes(model.graph, nodes)
@@ -192,8 +223,8 @@ def _with_small_weights(model: onnx.ModelProto) -> bytes:
     return content
 
 
-def _symmetric(values: Any, axis: int) -> tuple[Any, Any]:
-    """Give int8 values and the float32 scale of each place along `axis`, which multiplies them back."""
-    others = tuple(each for each in range(values.ndim) if each != axis)
+def _quantize_symmetric(values: Any, axis: int) -> tuple[Any, Any]:
+    """Return int8 values, and the float32 scale of each index along `axis`, with the same number of axes."""
+    others = tuple(other for other in range(values.ndim) if other != axis)
     scales = np.maximum(np.abs(values).max(axis=others, keepdims=True), np.float32(1e-12)) / np.float32(127)
     return np.round(values / scales).astype(np.int8), scales.astype(np.float32)

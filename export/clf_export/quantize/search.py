@@ -1,151 +1,211 @@
-"""Which INT8 is taken: the fastest of all ways that keeps the answers, measured on this machine.
+"""The choice of the INT8 config: the fastest one that keeps the answers, measured on this machine.
 
-Of those that are as fast, the one that agrees most with float32; of those that agree as much, the smallest. How the
-ranges are found does not change the speed, so the ways are timed with the first calibration, and the others are
-tried for a way that loses too much.
+Among equally fast configs the one that agrees most with float32 wins, and among equally agreeing ones the smallest. The
+calibration does not change the speed, so configs are timed with the first one; the others are tried for a config that
+loses too much accuracy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
-from clf_export.latency import medians_ms
-from clf_export.quantize.bias_correction import measure_input_means
+import onnx
+
+from clf_export.latency import measure_latencies_ms
+from clf_export.parity.limits import MIN_AGREEMENT
+from clf_export.quantize.bias_correction import Float64Array, measure_input_means
 from clf_export.quantize.graph import Graph, fuse
-from clf_export.quantize.int8 import CALIBRATIONS, QUANTIZATION_CONFIGS, QuantizationConfig, calibrate, int8_from_onnx
+from clf_export.quantize.int8 import (
+    CALIBRATIONS,
+    QUANTIZATION_CONFIGS,
+    QuantizationConfig,
+    QuantizationError,
+    calibrate,
+    int8_from_onnx,
+)
 from clf_export.quantize.rewrite import rewrite_for_quantization
-from clf_export.test_split import TestSplit
+from clf_export.quantize.trial import AcceptedTrial, Baseline, SearchResult, Trial
+from clf_export.test_split import SearchImages, TestSplit
 from clf_runtime.machine import usable_cores
+from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
 
-# Of the images, so many must keep the label that they had. A network that is right for 80 % of them may answer
-# the others differently without losing accuracy, but then it is another network.
-MIN_AGREEMENT = 0.95
-
-# Two medians that are nearer than this are the same time, and two shares of some hundred images the same share.
-_AS_FAST = 1.05
-_AS_MUCH = 0.005
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One way, and what was measured of it: on images that neither the network nor the calibration saw."""
-
-    config: str
-    calibration: str
-    size_bytes: int
-    latency_ms: float
-    accuracy: float | None = None  # None: not measured, since a faster one was good enough
-    agreement: float | None = None  # with float32, of labels
-
-
-@dataclass(frozen=True)
-class AcceptedTrial:
-    """A way that is good enough."""
-
-    content: bytes
-    trial: Trial
+# Two medians within this factor count as equal, and so do two shares of some hundred images within this difference.
+_EQUAL_LATENCY = 1.05
+_EQUAL_AGREEMENT = 0.005
 
 
 class QuantizationSearch:
-    """The ways of quantising one graph, fastest first."""
+    """Quantizes one graph with every config, times them all, and evaluates the fastest ones."""
 
-    def __init__(self, content: bytes, images: TestSplit, say: Callable[[str], object] = lambda message: None) -> None:
-        """Quantise `content`, a float32 ONNX file without metadata, in every way, and time them beside it."""
-        self._fused = fuse(content)
-        self._quantizable = {
-            ends: rewrite_for_quantization(self._fused, takes_pixels=ends == "int8") for ends in ("int8", "float")
-        }
-        self._images = images
-        self._ranges: dict[str, Any] = {}
-        say(
-            f"calibrating INT8 on {len(images.calibration)} training images, "
+    def __init__(
+        self, content: bytes, split: TestSplit, max_drop: float, say: Callable[[str], object] = lambda message: None
+    ) -> None:
+        """Store what is searched.
+
+        Args:
+            content: a float32 ONNX file without metadata.
+            split: the images to calibrate and to compare with.
+            max_drop: the accuracy drop, in percentage points, up to which a config is accepted.
+            say: called with progress messages.
+        """
+        self._content = content
+        self._split = split
+        self._max_drop = max_drop
+        self._say = say
+
+    def run(self, verify: Callable[[AcceptedTrial, Baseline], bool] = lambda accepted, baseline: True) -> SearchResult:
+        """Quantize and time all configs, then evaluate them, fastest first, until `verify` returns True for one.
+
+        Configs that are slower than the chosen one are not evaluated.
+        """
+        self._say(
+            f"calibrating INT8 on {len(self._split.calibration)} training images, "
             f"timing {len(QUANTIZATION_CONFIGS)} configurations"
         )
-        self._means = measure_input_means(self._quantizable["int8"], images.calibration)
-        floats = Graph(content, usable_cores())
-        self._logits = floats.gather_logits(images.search_images.pixels)
-        made = {
-            config: bytes_
-            for config in QUANTIZATION_CONFIGS
-            if (bytes_ := self._made(config, CALIBRATIONS[0])) is not None
-        }
-        first = images.search_images.pixels[:1]
-        graphs = [floats, *(Graph(each, usable_cores()) for each in made.values())]
-        times = medians_ms([lambda graph=graph: graph.run(first) for graph in graphs])  # type: ignore[misc]
-        self.float_ms = times[0]
-        self.float_accuracy = self._accuracy(self._logits)
-        timed = [
-            (Trial(str(config), CALIBRATIONS[0], len(bytes_), ms), config)
-            for (config, bytes_), ms in zip(made.items(), times[1:], strict=True)
-        ]
-        self._timed = sorted(timed, key=lambda each: each[0].latency_ms)
-        self.seen: list[Trial] = []
+        quantizer = _Quantizer(self._content, self._split.calibration)
+        contents, failed = _quantize_all(quantizer)
+        baseline, timed = _time(self._content, contents, self._split.search_images)
+        del contents
+        evaluator = _Evaluator(quantizer, self._split.search_images, baseline, self._max_drop)
+        accepted: list[AcceptedTrial] = []
+        chosen: AcceptedTrial | None = None
+        while timed and chosen is None:
+            fastest, timed = _split_off_fastest(timed)
+            best_first = _sort_best_first(list(filter(None, map(evaluator.find_accepted, fastest))))
+            accepted += best_first
+            chosen = next((trial for trial in best_first if verify(trial, baseline)), None)
+        return SearchResult(baseline, (*evaluator.trials, *timed, *failed), tuple(accepted), chosen)
 
-    def candidates(self, max_drop: float) -> Iterator[AcceptedTrial]:
-        """Give the ways within `max_drop` percentage points of accuracy and the agreement floor, the best first."""
-        left = self._timed
-        while left:
-            as_fast = [each for each in left if each[0].latency_ms <= _AS_FAST * left[0][0].latency_ms]
-            left = left[len(as_fast) :]
-            trial = [self._good_enough(config, timed, max_drop) for timed, config in as_fast]
-            yield from _best_first([each for each in trial if each is not None])
 
-    def _good_enough(self, config: QuantizationConfig, timed: Trial, max_drop: float) -> AcceptedTrial | None:
-        """Give a way with the first calibration that loses little enough."""
-        for calibration in CALIBRATIONS if config.operators != "weights" else CALIBRATIONS[:1]:
-            content = self._made(config, calibration)
-            if content is None:
+class _Quantizer:
+    """One float32 graph in the forms that the configs start from; each is computed once, when it is needed."""
+
+    def __init__(self, content: bytes, images: UInt8Array) -> None:
+        self._content = content
+        self._images = images
+        self._ranges: dict[str, Any] = {}
+
+    def quantize(self, config: QuantizationConfig, calibration: str) -> bytes:
+        """Return the ONNX file without metadata. Raises QuantizationError."""
+        if calibration not in self._ranges:
+            self._ranges[calibration] = calibrate(self._taking_pixels, self._images, calibration)
+        return int8_from_onnx(self._source(config), config, self._ranges[calibration], self._means)
+
+    def _source(self, config: QuantizationConfig) -> onnx.ModelProto:
+        if config.operators == "weights":
+            return self._fused
+        return self._taking_pixels if config.ends == "int8" else self._taking_floats
+
+    @cached_property
+    def _fused(self) -> onnx.ModelProto:
+        return fuse(self._content)
+
+    @cached_property
+    def _taking_pixels(self) -> onnx.ModelProto:
+        return rewrite_for_quantization(self._fused, takes_pixels=True)
+
+    @cached_property
+    def _taking_floats(self) -> onnx.ModelProto:
+        return rewrite_for_quantization(self._fused, takes_pixels=False)
+
+    @cached_property
+    def _means(self) -> dict[str, Float64Array]:
+        return measure_input_means(self._taking_pixels, self._images)
+
+
+class _Evaluator:
+    """Compares quantized graphs with the baseline, and records each trial."""
+
+    def __init__(self, quantizer: _Quantizer, images: SearchImages, baseline: Baseline, max_drop: float) -> None:
+        self._quantizer = quantizer
+        self._images = images
+        self._baseline = baseline
+        self._max_drop = max_drop
+        self.trials: list[Trial] = []
+
+    def find_accepted(self, timed: Trial) -> AcceptedTrial | None:
+        """Evaluate a timed config with one calibration after the other, until it loses little enough."""
+        for calibration in CALIBRATIONS if timed.config.operators != "weights" else CALIBRATIONS[:1]:
+            try:
+                content = self._quantizer.quantize(timed.config, calibration)
+            except QuantizationError as error:
+                self.trials.append(Trial(timed.config, calibration, error=str(error)))
                 continue
-            logits = Graph(content).gather_logits(self._images.search_images.pixels)
-            accuracy = self._accuracy(logits)
-            agreement = float((logits.argmax(1) == self._logits.argmax(1)).mean())
-            trial = Trial(timed.config, calibration, len(content), timed.latency_ms, accuracy, agreement)
-            self.seen.append(trial)
-            within = 100 * (self.float_accuracy - accuracy) <= max_drop + 1e-9
-            if within and agreement >= MIN_AGREEMENT:
-                return AcceptedTrial(content, trial)
+            self.trials.append(self._evaluate(replace(timed, calibration=calibration), content))
+            if self._is_accepted(self.trials[-1]):
+                return AcceptedTrial(self.trials[-1], content)
         return None
 
-    @property
-    def table(self) -> list[Trial]:
-        """All that was measured so far: the ways tried, then those that were only timed."""
-        tried = {each.config for each in self.seen}
-        return [*self.seen, *(timed for timed, _ in self._timed if timed.config not in tried)]
+    def _evaluate(self, timed: Trial, content: bytes) -> Trial:
+        logits = Graph(content).compute_logits(self._images.pixels)
+        return replace(
+            timed,
+            size_bytes=len(content),
+            accuracy=_accuracy(logits, self._images),
+            agreement=float((logits.argmax(1) == self._baseline.logits.argmax(1)).mean()),
+        )
 
-    def _made(self, config: QuantizationConfig, calibration: str) -> bytes | None:
-        if calibration not in self._ranges:
-            self._ranges[calibration] = calibrate(self._quantizable["int8"], self._images.calibration, calibration)
+    def _is_accepted(self, trial: Trial) -> bool:
+        assert trial.accuracy is not None
+        assert trial.agreement is not None
+        drop = 100 * (self._baseline.accuracy - trial.accuracy)
+        return drop <= self._max_drop + 1e-9 and trial.agreement >= MIN_AGREEMENT
+
+
+def _quantize_all(quantizer: _Quantizer) -> tuple[dict[QuantizationConfig, bytes], list[Trial]]:
+    """Quantize with every config and the first calibration; return the files, and a trial for each failure."""
+    contents: dict[QuantizationConfig, bytes] = {}
+    failed: list[Trial] = []
+    for config in QUANTIZATION_CONFIGS:
         try:
-            model = self._fused if config.operators == "weights" else self._quantizable[config.ends]
-            return int8_from_onnx(model, config, self._ranges[calibration], self._means)
-        except Exception:  # the quantiser's own faults have no common base: a way that it cannot go is not a candidate
-            return None
-
-    def _accuracy(self, logits: Float32Array) -> float:
-        return float((logits.argmax(1) == self._images.search_images.targets).mean())
+            contents[config] = quantizer.quantize(config, CALIBRATIONS[0])
+        except QuantizationError as error:
+            failed.append(Trial(config, CALIBRATIONS[0], error=str(error)))
+    return contents, failed
 
 
-def _best_first(good: list[AcceptedTrial]) -> Iterator[AcceptedTrial]:
-    """Of those that agree with float32 as much as the best one left, the smallest comes first."""
-    while good:
-        most = max(each.trial.agreement or 0 for each in good)
-        as_much = [each for each in good if (each.trial.agreement or 0) >= most - _AS_MUCH]
-        best = min(as_much, key=lambda each: each.trial.size_bytes)
-        good.remove(best)
-        yield best
+def _time(
+    content: bytes, contents: dict[QuantizationConfig, bytes], images: SearchImages
+) -> tuple[Baseline, list[Trial]]:
+    """Time one image on the float32 graph and on all others; return the baseline, and the trials, fastest first."""
+    float32 = Graph(content, usable_cores())
+    logits = float32.compute_logits(images.pixels)
+    graphs = [float32, *(Graph(quantized, usable_cores()) for quantized in contents.values())]
+    image = images.pixels[:1]
+    latencies_ms = measure_latencies_ms([partial(graph.run, image) for graph in graphs])
+    trials = [
+        Trial(config, CALIBRATIONS[0], len(quantized), latency_ms)
+        for (config, quantized), latency_ms in zip(contents.items(), latencies_ms[1:], strict=True)
+    ]
+    return Baseline(latencies_ms[0], _accuracy(logits, images), logits), sorted(trials, key=_latency_ms)
 
 
-def lines(search: QuantizationSearch) -> Iterable[str]:
-    """Give what was measured, as a table to print."""
-    rows = [("way", "calibration", "size", "latency", "accuracy", "agreement")]
-    rows.append(("float32", "", "", f"{search.float_ms:.2f} ms", f"{search.float_accuracy:.2%}", ""))
-    for each in search.table:
-        accuracy = "" if each.accuracy is None else f"{each.accuracy:.2%}"
-        agreement = "" if each.agreement is None else f"{each.agreement:.2%}"
-        size = f"{each.size_bytes / 1e6:.2f} MB"
-        rows.append((each.config, each.calibration, size, f"{each.latency_ms:.2f} ms", accuracy, agreement))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+def _latency_ms(trial: Trial) -> float:
+    assert trial.latency_ms is not None
+    return trial.latency_ms
+
+
+def _split_off_fastest(timed: list[Trial]) -> tuple[list[Trial], list[Trial]]:
+    """Split trials, fastest first, into those that are as fast as the first one and the others."""
+    limit_ms = _EQUAL_LATENCY * _latency_ms(timed[0])
+    fastest = [trial for trial in timed if _latency_ms(trial) <= limit_ms]
+    return fastest, timed[len(fastest) :]
+
+
+def _sort_best_first(accepted: Sequence[AcceptedTrial]) -> list[AcceptedTrial]:
+    """Sort by agreement with float32; among those that agree equally, the smallest comes first."""
+    waiting, best_first = list(accepted), []
+    while waiting:
+        highest = max(candidate.trial.agreement or 0 for candidate in waiting)
+        equal = [candidate for candidate in waiting if (candidate.trial.agreement or 0) >= highest - _EQUAL_AGREEMENT]
+        best_first.append(min(equal, key=lambda candidate: len(candidate.content)))
+        waiting.remove(best_first[-1])
+    return best_first
+
+
+def _accuracy(logits: Float32Array, images: SearchImages) -> float:
+    return float((logits.argmax(1) == images.targets).mean())

@@ -20,7 +20,7 @@ from clf_export.exporters.module import INPUT, OUTPUTS
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import CPU, Float32Array
 
-# What onnxruntime raises for a graph that it cannot open; the classes have no common base.
+# What onnxruntime raises for a graph that it cannot open or run; the classes have no common base.
 ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
     getattr(onnxruntime_pybind11_state, name)
     for name in ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
@@ -28,7 +28,7 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
 
 _BATCH = 32
 _MEASURE_BATCH = 4  # every activation of a batch is held at once
-_LOG_ERRORS = 3
+_LOG_FATAL_ONLY = 4  # errors are raised, with the same text
 # The operators that prepare the pixels, in front of the network.
 _PREPARING = frozenset(("Cast", "DequantizeLinear", "Transpose", "Sub", "Mul", "Div"))
 
@@ -143,6 +143,8 @@ def measure_channel_means(
     """Return the mean of each channel, float64 (C,), of tensors (N, C, ...) over images, uint8 (N, H, W, C)."""
     names = sorted(names)
     sums: dict[str, npt.NDArray[np.float64]] = {}
+    if not names:
+        return sums  # onnxruntime takes an empty list of outputs for all of them
     added = [onnx.ValueInfoProto(name=name) for name in names]
     for images, values in _run_for(model, added, names, pixels):
         for name, value in values.items():
@@ -195,7 +197,7 @@ def topological_sort(model: onnx.ModelProto) -> onnx.ModelProto:
 def _session_options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _LOG_ERRORS
+    options.log_severity_level = _LOG_FATAL_ONLY
     # As in clf_runtime.session.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options

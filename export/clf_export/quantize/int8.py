@@ -8,7 +8,8 @@ onnxruntime's page "Quantize ONNX Models", on U8S8 and reduce_range.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,15 @@ class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {INPUT: batch}
 
 
+@contextmanager
+def onnxruntime_errors_as_quantization_errors() -> Iterator[None]:
+    """Raise QuantizationError where onnxruntime cannot open or run a quantized graph."""
+    try:
+        yield
+    except ONNXRUNTIME_ERRORS as error:
+        raise QuantizationError(f"onnxruntime cannot run it: {' '.join(str(error).split())}") from error
+
+
 def calibrate(model: onnx.ModelProto, pixels: UInt8Array, calibration: str) -> Any:
     """Return the range of each activation over images, in onnxruntime's own type.
 
@@ -161,9 +171,9 @@ def _quantize(model: onnx.ModelProto, config: QuantizationConfig, ranges: Any) -
                 {"ActivationSymmetric": False, "WeightSymmetric": True},
             )
             quantizer.quantize_model()
-        except ValueError as error:
-            # How the quantizer reports a tensor that it has no scale for: a layer whose weights are computed, say. Its
-            # other exceptions (TypeError, RuntimeError) are about arguments and types that we choose.
+        except (ValueError, IndexError) as error:
+            # What it raises for networks that it cannot quantize: for a tensor without a scale, or a Gemm whose bias is
+            # broadcast, per channel. Its other exceptions (TypeError, RuntimeError) are about types that we choose.
             raise QuantizationError(f"onnxruntime's quantizer: {' '.join(map(str, error.args))}") from error
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
@@ -174,10 +184,8 @@ def _raise_if_saturating(content: bytes) -> None:
 
     Since 1.21 it does so between quantized layers (WeightBiasQuantization), with 8 bits, which saturate.
     """
-    try:
+    with onnxruntime_errors_as_quantization_errors():
         optimized = optimize(content)
-    except ONNXRUNTIME_ERRORS as error:
-        raise QuantizationError(f"onnxruntime cannot run it: {' '.join(str(error).split())}") from error
     for tensor in optimized.graph.initializer:
         is_weight = tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
         if is_weight and np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max(initial=0) > _MAX_WEIGHT:

@@ -8,7 +8,7 @@ loses too much accuracy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from clf_export.quantize.int8 import (
     QuantizationError,
     calibrate,
     int8_from_onnx,
+    onnxruntime_errors_as_quantization_errors,
 )
 from clf_export.quantize.rewrite import rewrite_for_quantization
 from clf_export.quantize.trial import AcceptedTrial, Baseline, SearchResult, Trial
@@ -67,10 +68,11 @@ class QuantizationSearch:
             f"timing {len(QUANTIZATION_CONFIGS)} configurations"
         )
         quantizer = _Quantizer(self._content, self._split.calibration)
-        contents, failed = _quantize_all(quantizer)
-        baseline, timed = _time(self._content, contents, self._split.search_images)
-        del contents
-        evaluator = _Evaluator(quantizer, self._split.search_images, baseline, self._max_drop)
+        images = self._split.search_images
+        candidates, failed = _quantize_all(quantizer, images)
+        baseline, timed = _time(self._content, candidates, images)
+        del candidates  # and their sessions
+        evaluator = _Evaluator(quantizer, images, baseline, self._max_drop)
         accepted: list[AcceptedTrial] = []
         chosen: AcceptedTrial | None = None
         while timed and chosen is None:
@@ -132,16 +134,17 @@ class _Evaluator:
         for calibration in CALIBRATIONS if timed.config.operators != "weights" else CALIBRATIONS[:1]:
             try:
                 content = self._quantizer.quantize(timed.config, calibration)
+                self.trials.append(self._evaluate(replace(timed, calibration=calibration), content))
             except QuantizationError as error:
                 self.trials.append(Trial(timed.config, calibration, error=str(error)))
                 continue
-            self.trials.append(self._evaluate(replace(timed, calibration=calibration), content))
             if self._is_accepted(self.trials[-1]):
                 return AcceptedTrial(self.trials[-1], content)
         return None
 
     def _evaluate(self, timed: Trial, content: bytes) -> Trial:
-        logits = Graph(content).compute_logits(self._images.pixels)
+        with onnxruntime_errors_as_quantization_errors():
+            logits = Graph(content).compute_logits(self._images.pixels)
         return replace(
             timed,
             size_bytes=len(content),
@@ -156,30 +159,41 @@ class _Evaluator:
         return drop <= self._max_drop + 1e-9 and trial.agreement >= MIN_AGREEMENT
 
 
-def _quantize_all(quantizer: _Quantizer) -> tuple[dict[QuantizationConfig, bytes], list[Trial]]:
-    """Quantize with every config and the first calibration; return the files, and a trial for each failure."""
-    contents: dict[QuantizationConfig, bytes] = {}
+@dataclass(frozen=True)
+class _Candidate:
+    """A quantized graph to be timed, with the first calibration."""
+
+    config: QuantizationConfig
+    size_bytes: int
+    graph: Graph
+
+
+def _quantize_all(quantizer: _Quantizer, images: SearchImages) -> tuple[list[_Candidate], list[Trial]]:
+    """Quantize with every config and run one image; return the graphs, and a trial for each failure."""
+    candidates: list[_Candidate] = []
     failed: list[Trial] = []
     for config in QUANTIZATION_CONFIGS:
         try:
-            contents[config] = quantizer.quantize(config, CALIBRATIONS[0])
+            content = quantizer.quantize(config, CALIBRATIONS[0])
+            with onnxruntime_errors_as_quantization_errors():
+                graph = Graph(content, usable_cores())
+                graph.run(images.pixels[:1])
         except QuantizationError as error:
             failed.append(Trial(config, CALIBRATIONS[0], error=str(error)))
-    return contents, failed
+        else:
+            candidates.append(_Candidate(config, len(content), graph))
+    return candidates, failed
 
 
-def _time(
-    content: bytes, contents: dict[QuantizationConfig, bytes], images: SearchImages
-) -> tuple[Baseline, list[Trial]]:
-    """Time one image on the float32 graph and on all others; return the baseline, and the trials, fastest first."""
+def _time(content: bytes, candidates: list[_Candidate], images: SearchImages) -> tuple[Baseline, list[Trial]]:
+    """Time one image on the float32 graph and on the candidates; return the baseline, and the trials, fastest first."""
     float32 = Graph(content, usable_cores())
     logits = float32.compute_logits(images.pixels)
-    graphs = [float32, *(Graph(quantized, usable_cores()) for quantized in contents.values())]
-    image = images.pixels[:1]
-    latencies_ms = measure_latencies_ms([partial(graph.run, image) for graph in graphs])
+    graphs = [float32, *(candidate.graph for candidate in candidates)]
+    latencies_ms = measure_latencies_ms([partial(graph.run, images.pixels[:1]) for graph in graphs])
     trials = [
-        Trial(config, CALIBRATIONS[0], len(quantized), latency_ms)
-        for (config, quantized), latency_ms in zip(contents.items(), latencies_ms[1:], strict=True)
+        Trial(candidate.config, CALIBRATIONS[0], candidate.size_bytes, latency_ms)
+        for candidate, latency_ms in zip(candidates, latencies_ms[1:], strict=True)
     ]
     return Baseline(latencies_ms[0], _accuracy(logits, images), logits), sorted(trials, key=_latency_ms)
 

@@ -1,7 +1,8 @@
-"""INT8: what its integers are, that they keep the answers, and which way of making them is taken."""
+"""INT8: its integers, the answers they keep, and the choice among the quantization configs."""
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -14,13 +15,22 @@ from clf_export.exporters.module import ExportModule
 from clf_export.exporters.onnx import onnx_from_program
 from clf_export.exporters.trace import program_from_model
 from clf_export.formats import TARGETS
+from clf_export.quantize import int8 as int8_module
 from clf_export.quantize import search as search_module
 from clf_export.quantize.bias_correction import measure_input_means
 from clf_export.quantize.graph import Graph, fuse, optimize
-from clf_export.quantize.int8 import QUANTIZATION_CONFIGS, QuantizationConfig, calibrate, int8_from_onnx
+from clf_export.quantize.int8 import (
+    CALIBRATIONS,
+    QUANTIZATION_CONFIGS,
+    QuantizationConfig,
+    QuantizationError,
+    calibrate,
+    int8_from_onnx,
+)
 from clf_export.quantize.rewrite import rewrite_for_quantization
-from clf_export.quantize.search import QuantizationSearch, lines
-from clf_export.test_split import find_test_split
+from clf_export.quantize.search import QuantizationSearch
+from clf_export.quantize.trial import format_trials
+from clf_export.test_split import SearchImages, find_test_split
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 from clf_train.models.saved import load_saved_model
@@ -30,22 +40,23 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uin
 
 
 @pytest.fixture(scope="module")
-def model(artifacts):
+def saved(artifacts):
     return load_saved_model(artifacts)
 
 
 @pytest.fixture(scope="module")
-def graph(model):
-    return onnx_from_program(program_from_model(ExportModule(model.model, model.spec).eval(), model.spec))
+def graph(saved):
+    """The float32 graph of the digits' network, as the bytes of an ONNX file without metadata."""
+    return onnx_from_program(program_from_model(ExportModule(saved.model, saved.spec).eval(), saved.spec))
 
 
 @pytest.fixture(scope="module")
-def images(artifacts, model):
-    return find_test_split(artifacts, model.spec, None, None)
+def split(artifacts, saved):
+    return find_test_split(artifacts, saved.spec, None, None)
 
 
 class Depthwise(nn.Sequential):
-    """A layer of each kind, with nothing between them but what onnxruntime sees through."""
+    """A layer of each kind, connected by operators that have an integer form."""
 
     def __init__(self):
         super().__init__(
@@ -54,77 +65,74 @@ class Depthwise(nn.Sequential):
         )
 
 
-def exported(network: nn.Module, normalize: Normalize) -> bytes:
+def export_onnx(network: nn.Module, normalize: Normalize) -> bytes:
     preprocess = Preprocess("RGB", 24, 32, "crop", 1.0, "bilinear", (255, 255, 255))
     spec = ModelSpec("network", ("a", "b"), preprocess, normalize, temperature=1.0, metrics=None, provenance=None)
     return onnx_from_program(program_from_model(ExportModule(network.eval(), spec).eval(), spec))
 
 
-def quantization(floats: onnx.ModelProto, config: QuantizationConfig, pixels=PIXELS) -> onnx.ModelProto:
-    graph = (
-        floats
-        if config.operators == "weights"
-        else rewrite_for_quantization(floats, takes_pixels=config.ends == "int8")
-    )
-    content = int8_from_onnx(
-        graph, config, calibrate(rewrite_for_quantization(floats), pixels, "minmax"), measure_input_means(graph, pixels)
-    )
-    return onnx.ModelProto.FromString(content)
+def quantize(fused: onnx.ModelProto, config: QuantizationConfig, pixels=PIXELS) -> onnx.ModelProto:
+    """Quantize a float32 graph as the search does, with the first calibration."""
+    graph = fused
+    if config.operators != "weights":
+        graph = rewrite_for_quantization(fused, takes_pixels=config.ends == "int8")
+    ranges = calibrate(rewrite_for_quantization(fused), pixels, "minmax")
+    return onnx.ModelProto.FromString(int8_from_onnx(graph, config, ranges, measure_input_means(graph, pixels)))
 
 
 def integers_of(proto: onnx.ModelProto) -> list[np.ndarray]:
     return [
-        onnx.numpy_helper.to_array(each).astype(int)
-        for each in proto.graph.initializer
-        if each.data_type == onnx.TensorProto.INT8 and len(each.dims) > 1
+        onnx.numpy_helper.to_array(tensor).astype(int)
+        for tensor in proto.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
     ]
 
 
 @pytest.fixture(scope="module")
 def depthwise():
     torch.manual_seed(0)
-    return fuse(exported(Depthwise(), IMAGENET))
+    return fuse(export_onnx(Depthwise(), IMAGENET))
 
 
-@pytest.mark.parametrize("way", QUANTIZATION_CONFIGS, ids=str)
-def test_integers_saturate_on_no_processor(config, graph, images, depthwise):
-    """Weights of 7 bits and unsigned activations: two products fit the 16 bits that AVX2 adds them in."""
-    for floats, pixels in ((fuse(graph), images.calibration), (depthwise, PIXELS)):
-        if (config.operators, config.ends) == ("dense", "int8") and floats is depthwise:
-            # onnxruntime would make integers of the depthwise layer's weights, and these have 8 bits.
-            with pytest.raises(ValueError, match="onnxruntime would make integers of these weights"):
-                quantization(floats, config, pixels)
+@pytest.mark.parametrize("config", QUANTIZATION_CONFIGS, ids=str)
+def test_integer_sums_saturate_on_no_processor(config, graph, split, depthwise):
+    """Weights have 7 bits and activations are unsigned: two products fit the 16 bits in which AVX2 adds them."""
+    for fused, pixels in ((fuse(graph), split.calibration), (depthwise, PIXELS)):
+        if (config.operators, config.ends) == ("no depthwise", "int8") and fused is depthwise:
+            # Between quantized layers, onnxruntime would quantize the depthwise layer too, with 8 bits.
+            with pytest.raises(QuantizationError, match=r"onnxruntime would quantize the weights Conv_.* with 8 bits"):
+                quantize(fused, config, pixels)
             continue
-        proto = quantization(floats, config, pixels)
+        proto = quantize(fused, config, pixels)
         assert integers_of(proto)
         assert proto.opset_import[0].version == 18
-        assert {each.domain for each in proto.opset_import} == {""}
-        run = optimize(proto.SerializeToString())
-        kinds = {node.op_type for node in run.graph.node}
+        assert {opset.domain for opset in proto.opset_import} == {""}
+        optimized = optimize(proto.SerializeToString())
+        operators = {node.op_type for node in optimized.graph.node}
         if config.operators == "weights":
-            assert "QLinearConv" not in kinds  # nothing is added up in integers
+            assert "QLinearConv" not in operators  # there are no integer sums
             continue
-        assert "QLinearConv" in kinds
-        assert ("Conv" in kinds) == (config.ends == "float")
-        assert max(np.abs(each).max() for each in integers_of(run)) <= 64
+        assert "QLinearConv" in operators
+        assert ("Conv" in operators) == (config.ends == "float")
+        assert max(np.abs(weights).max() for weights in integers_of(optimized)) <= 64
         assert np.iinfo(np.int16).max >= 2 * 64 * 255
 
 
 @pytest.mark.parametrize("scales", ["per channel", "per tensor"])
-def test_every_layer_of_integers_has_a_bias_of_integers(scales, depthwise):
+def test_every_quantized_layer_has_an_integer_bias(scales, depthwise):
     """onnxruntime before 1.21 computes a layer with a float32 bias in float32."""
-    proto = quantization(depthwise, QuantizationConfig(scales, "all", "int8"))
+    proto = quantize(depthwise, QuantizationConfig(scales, "all", "int8"))
     dequantized = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
     assert len(layers) == 4
     assert all(len(node.input) == 3 and {*node.input} <= dequantized for node in layers)
     used = {name for node in proto.graph.node for name in node.input}
-    assert {each.name for each in proto.graph.initializer} <= used
+    assert {tensor.name for tensor in proto.graph.initializer} <= used
     onnx.checker.check_model(proto, full_check=True)
 
 
-class Turned(nn.Module):
-    """A Gemm with its weights the other way round, as (inputs, outputs)."""
+class Transposed(nn.Module):
+    """A Gemm with transposed weights, (inputs, outputs)."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -135,55 +143,54 @@ class Turned(nn.Module):
         return torch.addmm(self.bias, rows, self.weight)
 
 
-class Plain(nn.Sequential):
-    """Convolutions without a bias, in groups too, and Gemm with its weights either way round."""
+class Unbiased(nn.Sequential):
+    """Convolutions without a bias, also grouped ones, and a Gemm with weights in either layout."""
 
     def __init__(self):
         super().__init__(
             *(nn.Conv2d(3, 12, 5, 2, bias=False), nn.ReLU(), nn.Conv2d(12, 24, 3, groups=3, bias=False), nn.ReLU()),
             *(nn.Conv2d(24, 24, 3, groups=24, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-            *(nn.Linear(24, 64), nn.ReLU(), Turned(64, 48), nn.ReLU(), nn.Linear(48, 2)),
+            *(nn.Linear(24, 64), nn.ReLU(), Transposed(64, 48), nn.ReLU(), nn.Linear(48, 2)),
         )
 
 
-@pytest.mark.parametrize("network", [Depthwise, Plain])
-def test_biases_keep_the_mean_of_what_rounded_weights_give(network):
-    """On the images that the means were taken of, what is left comes from rounded activations."""
-    moved = {scales: np.zeros(2) for scales in ("per channel", "per tensor")}
+@pytest.mark.parametrize("network", [Depthwise, Unbiased])
+def test_bias_correction_keeps_the_mean_of_the_logits(network):
+    """On the images that the means were measured on, only rounded activations are left as a source of error."""
+    shift = {scales: np.zeros(2) for scales in ("per channel", "per tensor")}
     for seed in range(4):
         torch.manual_seed(seed)
-        graph = rewrite_for_quantization(fuse(exported(network(), IMAGENET)))
+        graph = rewrite_for_quantization(fuse(export_onnx(network(), IMAGENET)))
         ranges, means = calibrate(graph, PIXELS, "minmax"), measure_input_means(graph, PIXELS)
         none = {name: np.zeros_like(mean) for name, mean in means.items()}
-        wanted = Graph(graph.SerializeToString()).gather_logits(PIXELS)
-        for scales, both in moved.items():
-            for at, each in enumerate((means, none)):
-                content = int8_from_onnx(graph, QuantizationConfig(scales, "all", "int8"), ranges, each)
-                both[at] += np.abs((Graph(content).gather_logits(PIXELS) - wanted).mean(axis=0)).mean()
-    assert all(corrected < 0.5 * uncorrected for corrected, uncorrected in moved.values()), moved
+        expected = Graph(graph.SerializeToString()).compute_logits(PIXELS)
+        for scales, shifts in shift.items():
+            for index, measured in enumerate((means, none)):
+                content = int8_from_onnx(graph, QuantizationConfig(scales, "all", "int8"), ranges, measured)
+                shifts[index] += np.abs((Graph(content).compute_logits(PIXELS) - expected).mean(axis=0)).mean()
+    assert all(corrected < 0.5 * uncorrected for corrected, uncorrected in shift.values()), shift
 
 
 @pytest.mark.parametrize("weight", [0.0, 1e-12])
 @pytest.mark.parametrize("channels", [slice(0, 3), slice(None)])
-def test_what_training_switched_off_keeps_its_bias(weight, channels):
-    """Beside weights of nearly nothing a bias has more steps than 32 bits count."""
+def test_a_channel_that_training_switched_off_keeps_its_bias(weight, channels):
+    """In steps of weights near zero, a bias is larger than 32 bits can count."""
     torch.manual_seed(0)
     network = Depthwise()
     with torch.no_grad():
         for layer in (network[0], network[3]):
             layer.weight[channels] = weight
             layer.bias[channels] = 0.7
-    content = exported(network, IMAGENET)
-    wanted = Graph(content).gather_logits(PIXELS)
+    content = export_onnx(network, IMAGENET)
+    expected = Graph(content).compute_logits(PIXELS)
     for scales in ("per channel", "per tensor"):
-        given = Graph(
-            quantization(fuse(content), QuantizationConfig(scales, "all", "int8")).SerializeToString()
-        ).gather_logits(PIXELS)
-        assert np.abs(given - wanted).max() <= 0.05 * np.abs(wanted).max()
+        quantized = quantize(fuse(content), QuantizationConfig(scales, "all", "int8"))
+        logits = Graph(quantized.SerializeToString()).compute_logits(PIXELS)
+        assert np.abs(logits - expected).max() <= 0.05 * np.abs(expected).max()
 
 
 class Pooling(nn.Module):
-    """A convolution of colours, and a mean over all places that keeps its axes, or does not."""
+    """A convolution of colors, and a mean over height and width that keeps these axes, or does not."""
 
     def __init__(self, pads, keepdim):
         super().__init__()
@@ -197,63 +204,206 @@ class Pooling(nn.Module):
 
 @pytest.mark.parametrize("keepdim", [True, False])
 @pytest.mark.parametrize(
-    ("pads", "normalize", "kinds", "most"),
+    ("pads", "normalize", "operators", "tolerance"),
     [
         (0, IMAGENET, ["Transpose", "DequantizeLinear", "Conv", "Relu", "GlobalAveragePool"], 1e-4),
         (1, IMAGENET, ["Transpose", "DequantizeLinear", "Conv", "Relu", "GlobalAveragePool"], 0.05),
-        # To pad with one number would be to pad with another colour than the mean.
+        # One pixel value for the padding of all channels would be far from the mean color.
         (1, Normalize((0.2, 0.5, 0.8), (0.2, 0.2, 0.2)), ["Cast", "Transpose", "Sub", "Mul", "Conv"], 1e-4),
         (0, Normalize((0.2, 0.5, 0.8), (0.2, 0.2, 0.2)), ["Transpose", "DequantizeLinear", "Conv"], 1e-4),
     ],
 )
-def test_for_integers_the_first_layer_takes_pixels_and_pools_have_one_name(pads, normalize, kinds, most, keepdim):
+def test_the_first_layer_takes_pixels_and_means_become_pools(pads, normalize, operators, tolerance, keepdim):
     torch.manual_seed(0)
-    content = exported(Pooling(pads, keepdim), normalize)
+    content = export_onnx(Pooling(pads, keepdim), normalize)
     before = fuse(content)
     after = rewrite_for_quantization(before)
-    assert [node.op_type for node in after.graph.node][: len(kinds)] == kinds
+    assert [node.op_type for node in after.graph.node][: len(operators)] == operators
     assert "ReduceMean" not in {node.op_type for node in after.graph.node}
     onnx.checker.check_model(after, full_check=True)
-    wanted = Graph(content).run(PIXELS)[0]
-    given = Graph(after.SerializeToString()).run(PIXELS)[0]
-    assert np.abs(given - wanted).max() <= most * np.abs(wanted).max()
+    expected = Graph(content).run(PIXELS)[0]
+    logits = Graph(after.SerializeToString()).run(PIXELS)[0]
+    assert np.abs(logits - expected).max() <= tolerance * np.abs(expected).max()
     assert before.SerializeToString(deterministic=True) == fuse(content).SerializeToString(deterministic=True)
-    integers = quantization(before, QUANTIZATION_CONFIGS[0])
-    quantized = Graph(integers.SerializeToString()).run(PIXELS)[0]
-    assert np.abs(quantized - wanted).max() <= 0.05 * np.abs(wanted).max()
-    rounded = [node.output[0] for node in integers.graph.node if node.op_type == "QuantizeLinear"]
-    assert ("DequantizeLinear" in kinds) == (not any("mul" in name for name in rounded))  # pixels are not rounded again
+    quantized = quantize(before, QUANTIZATION_CONFIGS[0])
+    logits = Graph(quantized.SerializeToString()).run(PIXELS)[0]
+    assert np.abs(logits - expected).max() <= 0.05 * np.abs(expected).max()
+    rounded = [node.output[0] for node in quantized.graph.node if node.op_type == "QuantizeLinear"]
+    # Pixels that the first layer takes are not quantized again.
+    assert ("DequantizeLinear" in operators) == (not any("mul" in name for name in rounded))
 
 
-def test_the_fastest_way_that_is_good_enough_is_taken(graph, images):
-    search = QuantizationSearch(graph, images)
-    first = next(search.candidates(max_drop=0.5))
-    timed = {each.config: each.latency_ms for each in search.table}
-    assert len(timed) == len(QUANTIZATION_CONFIGS)
-    assert search.float_accuracy - first.trial.accuracy <= 0.005
-    assert first.trial.agreement >= 0.95
-    good = [each for each in search.seen if search.float_accuracy - each.accuracy <= 0.005 and each.agreement >= 0.95]
-    fastest_ms = min(each.latency_ms for each in good)
-    assert all(each.latency_ms <= 1.05 * fastest_ms for each in good)  # no slower one was looked at
-    as_much = [each for each in good if each.agreement >= max(one.agreement for one in good) - 0.005]
-    assert first.trial.size_bytes == min(each.size_bytes for each in as_much)
-    assert Graph(first.content).run(images.search_images.pixels[:3])[0].shape == (3, 10)
-    table = list(lines(search))
-    assert table[0].split()[0] == "way"
-    assert len(table) >= 2 + len(QUANTIZATION_CONFIGS)
+def is_accepted(trial, baseline, max_drop=0.5):
+    return (
+        trial.accuracy is not None
+        and 100 * (baseline.accuracy - trial.accuracy) <= max_drop + 1e-9
+        and trial.agreement >= 0.95
+    )
 
 
-def test_where_no_way_is_good_enough_the_table_is_told_and_nothing_is_written(artifacts, tmp_path, monkeypatch, model):
+def test_the_fastest_config_that_keeps_the_answers_is_chosen(graph, split):
+    result = QuantizationSearch(graph, split, max_drop=0.5).run()
+    assert {trial.config for trial in result.trials} == set(QUANTIZATION_CONFIGS)
+    assert all(trial.latency_ms > 0 for trial in result.trials)
+    chosen, baseline = result.chosen.trial, result.baseline
+    assert result.chosen is result.accepted[0]
+    assert chosen in result.trials
+    accepted = [trial for trial in result.trials if is_accepted(trial, baseline)]
+    assert accepted == sorted((candidate.trial for candidate in result.accepted), key=accepted.index)
+    fastest_ms = min(trial.latency_ms for trial in accepted)
+    assert all(trial.latency_ms <= 1.05 * fastest_ms for trial in accepted)  # no slower config was evaluated
+    highest = max(trial.agreement for trial in accepted)
+    assert chosen.size_bytes == min(t.size_bytes for t in accepted if t.agreement >= highest - 0.005)
+    assert Graph(result.chosen.content).run(split.search_images.pixels[:3])[0].shape == (3, 10)
+
+
+def test_slower_configs_are_evaluated_until_one_is_verified_and_the_result_has_all_trials(graph, split):
+    offered = []
+
+    def verify(accepted, baseline):
+        offered.append(accepted)
+        return accepted.trial.config.operators == "weights"
+
+    result = QuantizationSearch(graph, split, max_drop=0.5).run(verify)
+    assert result.chosen is offered[-1]
+    assert result.chosen.trial.config.operators == "weights"
+    assert len(offered) > 1
+    assert tuple(offered) == result.accepted[: len(offered)]
+    assert {trial.config for trial in result.trials} == set(QUANTIZATION_CONFIGS)
+
+    rejected = QuantizationSearch(graph, split, max_drop=0.5).run(lambda accepted, baseline: False)
+    assert rejected.chosen is None
+    assert {candidate.trial.config for candidate in rejected.accepted} == set(QUANTIZATION_CONFIGS)
+    assert all(trial.accuracy is not None for trial in rejected.trials)
+
+
+def test_every_calibration_is_tried_where_one_loses_too_much(graph, split, monkeypatch):
+    # No config can keep more than all labels.
+    monkeypatch.setattr(search_module, "MIN_AGREEMENT", 1.01)
+    result = QuantizationSearch(graph, split, max_drop=0.5).run()
+    assert result.accepted == ()
+    assert result.chosen is None
+    expected = {
+        (config, calibration)
+        for config in QUANTIZATION_CONFIGS
+        for calibration in (CALIBRATIONS[:1] if config.operators == "weights" else CALIBRATIONS)
+    }
+    assert {(trial.config, trial.calibration) for trial in result.trials} == expected
+    assert len(result.trials) == len(expected)
+    table = format_trials(result)
+    assert table[0].split() == ["configuration", "calibration", "size", "latency", "accuracy", "agreement"]
+    assert table[1].startswith("float32 ")
+    assert len(table) == 2 + len(expected)
+
+
+def test_where_no_config_keeps_the_answers_the_table_is_printed_and_nothing_is_written(
+    artifacts, tmp_path, monkeypatch
+):
     from clf_export import exporting
 
     folder = tmp_path / "artifacts"
     folder.mkdir()
     for name in ("model.pt", "model.json"):
         shutil.copy(artifacts / name, folder)
-    # More than all of the labels cannot be kept: a floor that no way reaches.
     monkeypatch.setattr(search_module, "MIN_AGREEMENT", 1.01)
-    said = []
-    with pytest.raises(InvalidModelError, match=r"no way of making it keeps accuracy within 0\.5 percentage points"):
-        exporting.export(folder, TARGETS[2:3], say=said.append)
-    assert sum("ends" in line for line in said) >= len(QUANTIZATION_CONFIGS)
+    lines = []
+    with pytest.raises(
+        InvalidModelError, match=r"no INT8 configuration keeps the accuracy drop within 0\.5 percentage points"
+    ):
+        exporting.export(folder, TARGETS[2:3], say=lines.append)
+    assert sum("ends" in line for line in lines) >= len(QUANTIZATION_CONFIGS)
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.pt"]
+
+
+class BroadcastBias(nn.Module):
+    """A Gemm with one bias for all outputs, for which onnxruntime's quantizer has no form per channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 5, 3)
+        self.weight = nn.Parameter(torch.randn(8, 2))
+        self.bias = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        return torch.addmm(self.bias, torch.relu(self.conv(images)).mean((2, 3)), self.weight)
+
+
+class ZeroMeans(nn.Sequential):
+    """Means of normalized channels are zero, and onnxruntime does not run an integer pool with so small a scale."""
+
+    def __init__(self):
+        super().__init__(
+            *(nn.Conv2d(3, 8, 5, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.InstanceNorm2d(8)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
+        )
+
+
+class Images:
+    """The images of a search."""
+
+    calibration = PIXELS
+    search_images = SearchImages(PIXELS, np.arange(len(PIXELS)) % 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "is_impossible", "message"),
+    [
+        (Depthwise, lambda config: (config.operators, config.ends) == ("no depthwise", "int8"), "with 8 bits"),
+        (
+            BroadcastBias,
+            lambda config: (
+                (config.scales, config.ends, config.operators == "weights") == ("per channel", "int8", False)
+            ),
+            "onnxruntime's quantizer: index 1 is out of bounds",
+        ),
+        (
+            ZeroMeans,
+            lambda config: config.operators == "all",
+            "onnxruntime cannot run it: .*QLinearGlobalAveragePool parameter out of computation range",
+        ),
+    ],
+)
+def test_a_config_that_the_network_does_not_have_is_a_trial_with_the_reason(network, is_impossible, message):
+    torch.manual_seed(0)
+    result = QuantizationSearch(export_onnx(network(), IMAGENET), Images(), max_drop=100).run(lambda *_: False)
+    impossible = {config for config in QUANTIZATION_CONFIGS if is_impossible(config)}
+    too_small = {trial.config for trial in result.trials if trial.error == "no layer is left to quantize"}
+    assert 0 < len(impossible) < len(QUANTIZATION_CONFIGS)
+    errors = {trial.config: trial.error for trial in result.trials if trial.error and trial.config not in too_small}
+    assert errors.keys() == impossible
+    assert all(re.search(message, error) for error in errors.values())
+    assert {trial.config for trial in result.trials} == set(QUANTIZATION_CONFIGS)
+    possible = set(QUANTIZATION_CONFIGS) - impossible - too_small
+    assert {trial.config for trial in result.trials if trial.accuracy is not None} == possible
+    lines = format_trials(result)
+    assert sum("not possible: " in line and re.search(message, line) is not None for line in lines) == len(impossible)
+
+
+@pytest.mark.parametrize("error", [ValueError, IndexError, KeyError, TypeError, RuntimeError])
+@pytest.mark.parametrize("function", ["correct_biases", "topological_sort", "nodes_with"])
+def test_an_error_in_our_own_code_is_not_mistaken_for_an_impossible_config(graph, split, monkeypatch, function, error):
+    def fail(*arguments):
+        raise error("a bug")
+
+    monkeypatch.setattr(int8_module, function, fail)
+    with pytest.raises(error, match="a bug"):
+        QuantizationSearch(graph, split, max_drop=0.5).run()
+
+
+def test_a_network_whose_layers_have_no_bias_of_their_own_is_quantized():
+    """A MatMul has none, so there are no biases to correct."""
+
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 3, 2) / 50)
+
+        def forward(self, images):
+            rows = images.unfold(2, 8, 8).unfold(3, 8, 8).mean((2, 3, 5))  # (N, 3, 8)
+            return (rows.transpose(1, 2).unsqueeze(2) @ self.weight).sum((1, 2))
+
+    torch.manual_seed(0)
+    content = export_onnx(Product(), IMAGENET)
+    assert {"Conv", "Gemm"}.isdisjoint(node.op_type for node in onnx.ModelProto.FromString(content).graph.node)
+    result = QuantizationSearch(content, Images(), max_drop=100).run(lambda *_: False)
+    assert {trial.config.ends for trial in result.trials if not trial.error} == {"int8"}

@@ -1,4 +1,4 @@
-"""clf-export killed at every change of a file: what has a final name is whole. Part of `make test-kills`."""
+"""clf-export, killed at every change of a file: no file is ever incomplete. Part of `make test-kills`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import shutil
 import pytest
 from conftest import BIN, Zygote
 
-from clf_export.exporting import OPENERS
+from clf_export.exporting import EXPORTERS
 from clf_export.formats import TARGETS
 
-EVERYTHING = ("--overwrite", "-f", "onnx", "-f", "torchscript", "-f", "pt2", "-p", "fp32", "-p", "fp16")
+OPTIONS = ("--overwrite", "-f", "onnx", "-f", "torchscript", "-f", "pt2", "-p", "fp32", "-p", "fp16")
 
 
 @pytest.mark.slow
-def test_killed_at_any_change_every_file_that_has_its_name_is_whole(artifacts, tmp_path):
+def test_a_kill_at_any_change_of_a_file_leaves_only_complete_files(artifacts, tmp_path):
     for change in itertools.count(1):
         folder = tmp_path / str(change) / "artifacts"
         shutil.copytree(artifacts, folder)
-        (folder / "model.pt2").unlink()  # one that is new, among those that are replaced
+        (folder / "model.pt2").unlink()  # so that one file is new, while the others are replaced
         ended = Zygote.shared().run(
-            [str(BIN / "clf-export"), *EVERYTHING], folder.parent, dict(os.environ), kill_at=change
+            [str(BIN / "clf-export"), *OPTIONS], folder.parent, dict(os.environ), kill_at=change
         )
         for target in TARGETS:
             if (folder / target.file).exists():
-                OPENERS[target.format](folder / target.file)  # its digest fits
+                EXPORTERS[target.format].open(folder / target.file)  # verifies its digest
         assert "</html>" in (folder / "report.html").read_text()
         json.loads((folder / "export.json").read_text())
         left = {path.name for path in folder.iterdir() if not path.name.startswith(".")}

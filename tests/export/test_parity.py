@@ -1,7 +1,8 @@
-"""An export that is wrong is refused, whatever is wrong with it, and leaves no file."""
+"""A wrong export fails the parity check, whatever is wrong with it, and no file is written."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -17,38 +18,52 @@ from torch import nn
 
 from clf_export import exporting
 from clf_export.exporters.module import ExportModule
-from clf_export.exporters.onnx import OLDEST_RUNTIME, onnx_from_program
+from clf_export.exporters.onnx import OnnxExporter, onnx_from_program
 from clf_export.exporters.trace import program_from_model
-from clf_export.exporting import OPENERS, Work, write_verified
+from clf_export.exporting import ExportJob, ExportOptions, Verification, write_verified
 from clf_export.formats import TARGETS
-from clf_export.parity import reference_outputs as evidence_module
-from clf_export.parity.check import BATCH_SIZES, TOLERANCE, check_parity, limits_for
+from clf_export.parity import reference_outputs as reference_outputs_module
+from clf_export.parity.check import BATCH_SIZES, ParityError, check_parity
+from clf_export.parity.limits import TOLERANCE, limits_for
 from clf_export.parity.reference import Reference
 from clf_export.parity.reference_outputs import compute_reference_outputs
+from clf_export.quantize.bias_correction import measure_input_means
+from clf_export.quantize.graph import fuse
+from clf_export.quantize.int8 import QUANTIZATION_CONFIGS, calibrate, int8_from_onnx
+from clf_export.quantize.rewrite import rewrite_for_quantization
 from clf_export.test_split import find_test_split
 from clf_runtime.classifier import Classifier
-from clf_runtime.errors import InvalidModelError
+from clf_runtime.errors import DataError, InvalidModelError
 from clf_train.models.saved import load_saved_model
 
 
 @pytest.fixture(scope="module")
-def model(artifacts):
+def saved(artifacts):
     return load_saved_model(artifacts)
 
 
 @pytest.fixture(scope="module")
-def images(model, artifacts):
-    return find_test_split(artifacts, model.spec, None, None)
+def split(saved, artifacts):
+    return find_test_split(artifacts, saved.spec, None, None)
 
 
 @pytest.fixture(scope="module")
-def reference_outputs(model, images):
-    return evidence_of(model, images)
+def reference_outputs(saved, split):
+    return outputs_of(saved, split)
 
 
-def evidence_of(model, images):
-    module = ExportModule(model.model, model.spec).eval()
-    return compute_reference_outputs(images.dataset, images.all_images, module, Reference(model.model, model.spec))
+def outputs_of(saved, split):
+    module = ExportModule(saved.model, saved.spec).eval()
+    return compute_reference_outputs(split, module, Reference(saved.model, saved.spec))
+
+
+def make_exporter(module, spec, split, target):
+    """Return an exporter of a target; INT8 is quantized with one config, without a search."""
+    if target.precision != "int8":
+        return ExportJob(module, spec, split, ExportOptions(), lambda message: None).make_exporter(target)
+    graph = rewrite_for_quantization(fuse(onnx_from_program(program_from_model(module, spec))))
+    ranges, means = calibrate(graph, split.calibration, "minmax"), measure_input_means(graph, split.calibration)
+    return OnnxExporter(int8_from_onnx(graph, QUANTIZATION_CONFIGS[0], ranges, means), "one config")
 
 
 class WrongLayout(ExportModule):
@@ -58,8 +73,8 @@ class WrongLayout(ExportModule):
         return super().forward(image.permute(0, 2, 1, 3))
 
 
-class Shuffled(nn.Module):
-    """Gives its classes in another order."""
+class Reversed(nn.Module):
+    """Returns its classes in reverse order."""
 
     def __init__(self, model):
         super().__init__()
@@ -69,48 +84,7 @@ class Shuffled(nn.Module):
         return self.model(images).flip(1)
 
 
-class NotANumber(nn.Module):
-    """Gives NaN where the image is bright, as a weight of infinity does."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model(images) + (images.mean() > 10).float() * 0 / 0
-
-
-def wrong_mean(model):
-    normalize = dataclasses.replace(model.spec.normalize, mean=(0.5001,))
-    return ExportModule(model.model, dataclasses.replace(model.spec, normalize=normalize)), model.spec
-
-
-def wrong_layout(model):
-    return WrongLayout(model.model, model.spec), model.spec
-
-
-def swapped_labels(model):
-    labels = list(model.spec.labels)
-    labels[3], labels[8] = labels[8], labels[3]
-    return ExportModule(model.model, model.spec), dataclasses.replace(model.spec, labels=tuple(labels))
-
-
-def swapped_outputs(model):
-    return ExportModule(Shuffled(model.model), model.spec), model.spec
-
-
-def wrong_temperature(model):
-    wrong = dataclasses.replace(model.spec, temperature=model.spec.temperature * 1.1)
-    return ExportModule(model.model, wrong), model.spec
-
-
-def wrong_resampling(model):
-    preprocess = dataclasses.replace(model.spec.preprocess, resize="pad", height=8, width=8)
-    shifted = dataclasses.replace(model.spec, preprocess=preprocess)
-    return ExportModule(Offset(model.model), shifted), shifted
-
-
-class Offset(nn.Module):
+class Shifted(nn.Module):
     """Sees the image one pixel to the left."""
 
     def __init__(self, model):
@@ -121,112 +95,196 @@ class Offset(nn.Module):
         return self.model(images.roll(1, 3))
 
 
-def not_a_number(model):
-    return ExportModule(NotANumber(model.model), model.spec), model.spec
+def wrong_mean(saved):
+    normalize = dataclasses.replace(saved.spec.normalize, mean=(0.5001,))
+    return ExportModule(saved.model, dataclasses.replace(saved.spec, normalize=normalize)), saved.spec
+
+
+def wrong_layout(saved):
+    return WrongLayout(saved.model, saved.spec), saved.spec
+
+
+def swapped_labels(saved):
+    labels = list(saved.spec.labels)
+    labels[3], labels[8] = labels[8], labels[3]
+    return ExportModule(saved.model, saved.spec), dataclasses.replace(saved.spec, labels=tuple(labels))
+
+
+def reversed_outputs(saved):
+    return ExportModule(Reversed(saved.model), saved.spec), saved.spec
+
+
+def wrong_temperature(saved):
+    wrong = dataclasses.replace(saved.spec, temperature=saved.spec.temperature * 1.1)
+    return ExportModule(saved.model, wrong), saved.spec
+
+
+def shifted_images(saved):
+    preprocess = dataclasses.replace(saved.spec.preprocess, resize="pad", height=8, width=8)
+    spec = dataclasses.replace(saved.spec, preprocess=preprocess)
+    return ExportModule(Shifted(saved.model), spec), spec
 
 
 FAULTS = {
     wrong_mean: "a logit differs",
     wrong_layout: "labels flipped",
-    swapped_labels: r" for one is '\d' there and '\d' in PyTorch",
-    swapped_outputs: "labels flipped",
+    swapped_labels: r"labels flipped, such as digits/\d+.png \('\d', not '\d'\)",
+    reversed_outputs: "labels flipped",
     wrong_temperature: "a probability by",
-    wrong_resampling: "labels flipped",
+    shifted_images: "labels flipped",
 }
-# Smaller than what half precision or 8 bits round away.
-SMALL = (wrong_mean, wrong_temperature)
+# Smaller than the rounding of half precision or 8 bits.
+SMALL_FAULTS = (wrong_mean, wrong_temperature)
 
 
 @pytest.mark.parametrize(
-    ("target", "fault", "said"),
+    ("target", "fault", "message"),
     [
-        pytest.param(target, fault, said, id=f"{target.file}-{fault.__name__}")
+        pytest.param(target, fault, message, id=f"{target.file}-{fault.__name__}")
         for target in TARGETS
-        for fault, said in FAULTS.items()
-        if target.precision == "fp32" or fault not in SMALL
+        for fault, message in FAULTS.items()
+        if target.precision == "fp32" or fault not in SMALL_FAULTS
     ],
 )
-def test_a_wrong_export_is_refused_by_its_worst_image_and_leaves_no_file(
-    model, reference_outputs, images, tmp_path, target, fault, said
+def test_a_wrong_export_fails_with_its_worst_image_and_leaves_no_file(
+    saved, reference_outputs, split, tmp_path, target, fault, message
 ):
-    module, spec = fault(model)
-    work = Work(module.eval(), spec, OLDEST_RUNTIME, 0.5, images, lambda message: None)
-    version = next(work.versions(target))
-    wrong = Reference(model.model, spec)
-    with pytest.raises(InvalidModelError, match="the proof failed on digits/") as refused:
-        write_verified(
-            tmp_path / "model",
-            version,
-            OPENERS[target.format],
-            wrong,
-            reference_outputs,
-            limits_for(target.precision, reference_outputs, max_drop=0.5),
-        )
-    assert str(refused.value).endswith("no file was written")
+    module, spec = fault(saved)
+    exporter = make_exporter(module.eval(), spec, split, target)
+    limits = limits_for(target.precision, reference_outputs, max_drop=0.5)
+    verification = Verification(Reference(saved.model, spec), reference_outputs, limits)
+    with pytest.raises(ParityError, match=r"model: the parity check failed on digits/") as error:
+        write_verified(tmp_path / "model", exporter, verification)
+    assert str(error.value).endswith("no file was written")
     assert list(tmp_path.iterdir()) == []
-    assert re.search(said, str(refused.value))
+    assert re.search(message, str(error.value))
+
+
+class SecondBuildDiffers:
+    """An exporter whose first build is one network, and every later build another one, or other metadata."""
+
+    quantization = ""
+
+    def __init__(self, first, second, change=lambda metadata: metadata):
+        self._exporters = [first, second]
+        self._change = change
+        self.open = first.open
+
+    def build(self, metadata):
+        if len(self._exporters) > 1:
+            return self._exporters.pop(0).build(metadata)
+        return self._exporters[0].build(self._change(metadata))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.file)
+def test_a_final_file_with_other_weights_than_the_verified_one_is_not_written(
+    saved, reference_outputs, split, tmp_path, target
+):
+    """The weights differ by so little that both INT8 files pass the parity check."""
+    other = copy.deepcopy(saved.model)
+    with torch.no_grad():
+        next(parameter for name, parameter in reversed([*other.named_parameters()]) if "weight" in name).mul_(1.02)
+    first, second = (
+        make_exporter(ExportModule(model, saved.spec).eval(), saved.spec, split, target)
+        for model in (saved.model, other)
+    )
+    limits = limits_for(target.precision, reference_outputs, max_drop=0.5)
+    verification = Verification(Reference(saved.model, saved.spec), reference_outputs, limits)
+    with pytest.raises(ParityError, match=r"model: the final file differs from the verified one: a logit by 0\.\d+ "):
+        write_verified(tmp_path / "model", SecondBuildDiffers(first, second), verification)
+    assert list(tmp_path.iterdir()) == []
+    assert write_verified(tmp_path / "model", SecondBuildDiffers(first, first), verification).path.is_file()
+    if target.precision == "int8":
+        assert write_verified(tmp_path / "other", second, verification).path.is_file()
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if target.precision == "fp32"], ids=lambda t: t.file)
+def test_a_final_file_with_other_metadata_than_were_written_is_not_written(
+    saved, reference_outputs, split, tmp_path, target
+):
+    exporter = make_exporter(ExportModule(saved.model, saved.spec).eval(), saved.spec, split, target)
+    limits = limits_for(target.precision, reference_outputs, max_drop=0.5)
+    verification = Verification(Reference(saved.model, saved.spec), reference_outputs, limits)
+    for change in (
+        lambda metadata: {key: value for key, value in metadata.items() if key != "clf.selftest"},
+        lambda metadata: metadata | {"clf.parity": "{}"},
+    ):
+        with pytest.raises(ParityError, match="the final file does not carry the metadata written into it"):
+            write_verified(tmp_path / "model", SecondBuildDiffers(exporter, exporter, change), verification)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_final_file_that_fails_its_own_self_test_is_not_written(saved, reference_outputs, split, tmp_path):
+    exporter = make_exporter(ExportModule(saved.model, saved.spec).eval(), saved.spec, split, TARGETS[0])
+    limits = limits_for("fp32", reference_outputs, max_drop=0.5)
+    # The self-test's logits come from another network than the outputs of the parity check.
+    verification = Verification(Reference(Reversed(saved.model), saved.spec), reference_outputs, limits)
+    with pytest.raises(ParityError, match=r"the final file does not pass its own self-test \(FAILED"):
+        write_verified(tmp_path / "model", exporter, verification)
+    assert list(tmp_path.iterdir()) == []
 
 
 @dataclasses.dataclass
-class Answers:
-    """A candidate that answers with given arrays, whatever it is asked: for faults that no exporter makes."""
+class GivenAnswers:
+    """An opened model that returns given arrays: for faults that no exporter produces."""
 
-    logits_: np.ndarray
-    probabilities_: np.ndarray
+    spec: object
+    logits: np.ndarray
+    probabilities: np.ndarray
     pixels: np.ndarray
+    runtime: str = "none"
 
-    def logits(self, pixels):
-        rows = [next(at for at, known in enumerate(self.pixels) if (known == each).all()) for each in pixels]
-        return self.logits_[rows], self.probabilities_[rows]
+    def run(self, pixels):
+        rows = [next(row for row, known in enumerate(self.pixels) if (known == image).all()) for image in pixels]
+        return self.logits[rows], self.probabilities[rows]
 
 
-def proved(logits, model, reference_outputs):
+def check_logits(logits, saved, reference_outputs):
     classes = logits.shape[1]
-    candidate = Answers(logits, reference_outputs.probabilities[:, :classes], reference_outputs.pixels)
-    return check_parity(
-        candidate, model.spec, reference_outputs, limits_for("fp32", reference_outputs, 0.5), "", "", ""
-    )
+    probabilities = reference_outputs.probabilities[:, :classes]
+    model = GivenAnswers(saved.spec, logits, probabilities, reference_outputs.pixels)
+    return check_parity(model, reference_outputs, limits_for("fp32", reference_outputs, 0.5))
 
 
-def test_one_nan_in_one_image_fails_the_proof(model, reference_outputs):
+def test_one_nan_in_one_image_fails_the_check(saved, reference_outputs):
     logits = reference_outputs.logits.copy()
     logits[17, 3] = np.nan
     with pytest.raises(
-        InvalidModelError, match=rf"the proof failed on {reference_outputs.names[17]}: a logit differs .* by nan"
+        ParityError, match=rf"the parity check failed on {reference_outputs.names[17]}: a logit differs .* by nan"
     ):
-        proved(logits, model, reference_outputs)
+        check_logits(logits, saved, reference_outputs)
 
 
-def test_a_difference_just_above_the_tolerance_fails_and_one_below_passes(model, reference_outputs):
-    for share, fails in ((0.8, False), (1.3, True)):
+def test_a_difference_just_above_the_tolerance_fails_and_one_just_below_passes(saved, reference_outputs):
+    for factor, fails in ((0.8, False), (1.3, True)):
         logits = reference_outputs.logits.copy()
-        logits[5, 2] += share * TOLERANCE
+        logits[5, 2] += factor * TOLERANCE
         if fails:
-            with pytest.raises(InvalidModelError, match=reference_outputs.names[5]):
-                proved(logits, model, reference_outputs)
+            with pytest.raises(ParityError, match=reference_outputs.names[5]):
+                check_logits(logits, saved, reference_outputs)
         else:
-            parity = proved(logits, model, reference_outputs)
+            parity = check_logits(logits, saved, reference_outputs)
             assert parity.worst_image == reference_outputs.names[5]
-            assert parity.max_difference == pytest.approx(share * TOLERANCE, rel=0.1)
+            assert parity.max_difference == pytest.approx(factor * TOLERANCE, rel=0.1)
 
 
-def test_a_candidate_with_another_number_of_classes_fails(model, reference_outputs):
-    with pytest.raises(InvalidModelError, match=r"it gives \(359, 9\), PyTorch \(359, 10\)"):
-        proved(reference_outputs.logits[:, :9], model, reference_outputs)
+def test_logits_of_another_number_of_classes_fail(saved, reference_outputs):
+    with pytest.raises(ParityError, match=r"the logits have shape \(359, 9\), expected PyTorch's \(359, 10\)"):
+        check_logits(reference_outputs.logits[:, :9], saved, reference_outputs)
 
 
-def test_all_held_out_images_are_the_evidence_and_a_thousand_where_there_are_more(
-    reference_outputs, images, model, monkeypatch
+def test_the_reference_images_are_the_test_split_or_a_thousand_spread_over_it(
+    reference_outputs, split, saved, monkeypatch
 ):
-    assert reference_outputs.names == images.dataset.test.names
-    monkeypatch.setattr(evidence_module, "_IMAGES", 100)
-    fewer = evidence_of(model, images)
+    assert reference_outputs.names == split.dataset.test.names
+    monkeypatch.setattr(reference_outputs_module, "_MAX_IMAGES", 100)
+    fewer = outputs_of(saved, split)
     assert len(fewer.names) == 100
     assert len(set(fewer.targets)) == 10
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.torchscript.pt"])
-def test_what_was_proven_is_in_the_file_and_beside_it(artifacts, name):
+def test_the_parity_record_is_in_the_file_and_in_export_json(artifacts, name):
     record = json.loads((artifacts / "export.json").read_text())[name]
     assert record["images"] == 359
     assert record["batch_sizes"] == list(BATCH_SIZES) == [1, 2, 7, 32]
@@ -234,27 +292,27 @@ def test_what_was_proven_is_in_the_file_and_beside_it(artifacts, name):
     assert record["flipped"] == 0
     assert record["size_bytes"] == (artifacts / name).stat().st_size
     if name == "model.onnx":
-        carried = json.loads(Classifier.load(artifacts / name).file.metadata["clf.parity"])
-        of_the_machine = {"size_bytes", "oldest_onnxruntime", "latency_ms", "eager_latency_ms"}
-        assert carried == {key: value for key, value in record.items() if key not in of_the_machine}
+        in_file = json.loads(Classifier.load(artifacts / name).file.metadata["clf.parity"])
+        of_this_machine = {"size_bytes", "oldest_onnxruntime", "latency_ms", "eager_latency_ms"}
+        assert in_file == {key: value for key, value in record.items() if key not in of_this_machine}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_no_number_is_refused(artifacts, tmp_path, value):
-    folder = with_state(artifacts, tmp_path, lambda state: state["0.weight"].view(-1).__setitem__(3, value))
-    with pytest.raises(InvalidModelError, match=r"model\.pt: refused: 0\.weight has NaN or infinite values"):
+def test_a_weight_that_is_not_finite_is_an_error(artifacts, tmp_path, value):
+    folder = copy_with_state(artifacts, tmp_path, lambda state: state["0.weight"].view(-1).__setitem__(3, value))
+    with pytest.raises(InvalidModelError, match=r"model\.pt: 0\.weight has NaN or infinite values"):
         exporting.export(folder, TARGETS[:1])
     assert not (folder / "model.onnx").exists()
 
 
-def test_weights_that_overflow_on_the_way_are_refused(artifacts, tmp_path):
-    folder = with_state(artifacts, tmp_path, lambda state: state[list(state)[-2]].mul_(1e38))
-    with pytest.raises(InvalidModelError, match="PyTorch itself gives NaN or infinite logits"):
+def test_weights_whose_logits_overflow_are_an_error(artifacts, tmp_path):
+    folder = copy_with_state(artifacts, tmp_path, lambda state: state[list(state)[-2]].mul_(1e38))
+    with pytest.raises(InvalidModelError, match="PyTorch's own logits are NaN or infinite"):
         exporting.export(folder, TARGETS[:1])
 
 
-def with_state(artifacts, tmp_path, change):
-    """Copy a finished model with other weights, digest and all, as someone could who trains by hand."""
+def copy_with_state(artifacts, tmp_path, change):
+    """Copy a finished model with changed weights and a matching digest."""
     folder = tmp_path / "artifacts"
     folder.mkdir()
     state = torch.load(artifacts / "model.pt", weights_only=True)
@@ -268,24 +326,24 @@ def with_state(artifacts, tmp_path, change):
     return folder
 
 
-def test_the_same_weights_give_the_same_graph_wherever_they_are_exported(model):
-    module = ExportModule(model.model, model.spec).eval()
-    first, second = (onnx_from_program(program_from_model(module, model.spec)) for _ in range(2))
+def test_the_same_weights_give_the_same_graph_bytes(saved):
+    module = ExportModule(saved.model, saved.spec).eval()
+    first, second = (onnx_from_program(program_from_model(module, saved.spec)) for _ in range(2))
     assert first == second
 
 
-def test_a_torchscript_file_opens_with_torch_alone_and_carries_the_same(artifacts, model):
+def test_a_torchscript_file_opens_with_torch_alone_and_has_the_same_metadata(artifacts):
     extra = dict.fromkeys(("clf.spec", "clf.selftest", "clf.parity"), "")
     with pytest.warns(FutureWarning) if torch.__version__ >= "2.11" else nullcontext():
         module = torch.jit.load(str(artifacts / "model.torchscript.pt"), _extra_files=extra)
-    onnx = Classifier.load(artifacts / "model.onnx")
-    assert extra["clf.spec"].decode() == onnx.file.metadata["clf.spec"]
-    assert extra["clf.selftest"].decode() == onnx.file.metadata["clf.selftest"]
+    classifier = Classifier.load(artifacts / "model.onnx")
+    assert extra["clf.spec"].decode() == classifier.file.metadata["clf.spec"]
+    assert extra["clf.selftest"].decode() == classifier.file.metadata["clf.selftest"]
     for size in (1, 3):
         pixels = np.random.default_rng(size).integers(0, 256, (size, 8, 8, 1), dtype=np.uint8)
         with torch.inference_mode():
             logits, probabilities = module(torch.from_numpy(pixels))
-        np.testing.assert_allclose(logits.numpy(), onnx.run(pixels)[0], atol=1e-4)
+        np.testing.assert_allclose(logits.numpy(), classifier.run(pixels)[0], atol=1e-4)
         np.testing.assert_allclose(probabilities.sum(1).numpy(), 1, rtol=1e-5)
 
 
@@ -295,14 +353,12 @@ def test_the_last_bytes_of_a_torchscript_file_are_its_digest(artifacts):
     assert content[-64:].decode() == hashlib.sha256(content[:-75]).hexdigest()
 
 
-def test_a_class_folder_of_another_training_is_not_what_the_proof_is_about(artifacts, tmp_path):
+def test_another_test_split_than_that_of_the_training_is_an_error(artifacts, tmp_path):
     folder = tmp_path / "artifacts"
     folder.mkdir()
     shutil.copy(artifacts / "model.pt", folder)
     content = json.loads((artifacts / "model.json").read_text())
     content["provenance"]["seed"] = 1
     (folder / "model.json").write_text(json.dumps(content))
-    from clf_runtime.errors import DataError
-
-    with pytest.raises(DataError, match="its held-out images are not those of the training"):
+    with pytest.raises(DataError, match="its test split is not that of the training"):
         exporting.export(folder, TARGETS[:1])

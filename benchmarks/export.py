@@ -1,9 +1,9 @@
-"""What clf-export takes, beside a bare script that only imports torch and calls torch.onnx.export.
+"""Time and memory of clf-export, beside a bare script that only imports torch and calls torch.onnx.export.
 
 usage: export.py [NETWORK]...
 
-Both export the same network of torchvision. The data set has 20 drawn images, 4 of them held out, so that what the
-proof costs, which grows with the images, is not what is measured. Whole processes, in turn.
+Both export the same network of torchvision. The data set has 20 drawn images, 4 of them in the test split, so that the
+parity check, whose time grows with the images, is not what is measured. Whole processes, in turn.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ torch.onnx.export(
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Make a state_dict, some images of two classes, and from both a finished model."""
+    """Write a state_dict and some images of two classes, and import both as a finished model."""
     torch.manual_seed(0)
     model = get_model(name, weights=None, num_classes=CLASSES)
     with torch.no_grad():
-        for _ in range(20):  # until batch normalisation knows what it normalises
+        for _ in range(20):  # until batch normalization has its statistics
             model(torch.rand(4, 3, 64, 64))
     torch.save(model.state_dict(), folder / "weights.pt")
     rng = np.random.default_rng(0)
@@ -53,12 +53,12 @@ def prepare(name: str, folder: Path) -> None:
 
 
 def measure(name: str) -> list[dict[str, object]]:
-    """Time one network."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    """Measure one network."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         prepare(name, folder)
         (folder / "bare.py").write_text(BARE)
-        # The data's path in model.json is as it was typed, so it has to be said.
+        # The path in model.json is relative to another working folder.
         export = [str(Path(sys.executable).parent / "clf-export"), "-a", str(folder / "artifacts"), "--overwrite"]
         commands = {
             "bare": [sys.executable, str(folder / "bare.py"), name, str(folder / "weights.pt"), str(folder / "m.onnx")],
@@ -68,7 +68,7 @@ def measure(name: str) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure and keep."""
+    """Measure and save the results."""
     names = sys.argv[1:] or ["resnet18", "mobilenet_v3_small"]
     keep("export", [row for name in names for row in measure(name)], ["torch", "torchvision", "onnx", "onnxscript"])
 

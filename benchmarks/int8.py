@@ -1,9 +1,9 @@
-"""INT8 beside FP32, of models that are trained already: size, latency, accuracy on every held-out image.
+"""INT8 beside FP32 for trained models: size, latency, and accuracy on the test split.
 
 usage: int8.py ARTIFACTS...
 
-Each folder is one that clf-train finished; clf-export replaces its model.onnx and model.int8.onnx. Rows of folders that
-are not named, and of other machines, stay as they were. Latencies are medians, both files in turn.
+Each folder is the result of a finished clf-train; clf-export replaces its model.onnx and model.int8.onnx. Rows of other
+folders and of other machines stay in the table. Latencies are medians, with both files timed in turn.
 """
 
 from __future__ import annotations
@@ -12,53 +12,54 @@ import json
 import subprocess
 import sys
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from measure import RESULTS, keep, machine
 
-from clf_export.latency import medians_ms
+from clf_export.latency import measure_latencies_ms
 from clf_runtime import Classifier
 
-SECONDS = 10.0  # of timing, for each file
+SECONDS = 10.0  # of timing, per file
 
 
-def row(folder: Path) -> dict[str, object]:
-    """Export both, and compare what export.json says of them."""
+def measure(folder: Path) -> dict[str, object]:
+    """Export both files, and compare their records in export.json and their latencies."""
     program = Path(sys.executable).parent / "clf-export"
     command = [str(program), "-a", str(folder), "-p", "fp32", "-p", "int8", "--overwrite"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     record = json.loads((folder / "export.json").read_text())
     fp32, int8 = record["model.onnx"], record["model.int8.onnx"]
-    files = [Classifier.load(folder / name, device="cpu") for name in ("model.onnx", "model.int8.onnx")]
-    spec = files[0].spec
+    classifiers = [Classifier.load(folder / name, device="cpu") for name in ("model.onnx", "model.int8.onnx")]
+    spec = classifiers[0].spec
     image = np.zeros((1, *spec.preprocess.shape), np.uint8)
-    times = medians_ms([lambda file=file: file.run(image) for file in files], SECONDS)  # type: ignore[misc]
+    fp32_ms, int8_ms = measure_latencies_ms([partial(classifier.run, image) for classifier in classifiers], SECONDS)
     return {
         "model": f"{spec.architecture} on {folder.name}, {spec.preprocess.height}x{spec.preprocess.width}",
         "machine": machine(),
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "way": int8["made"],
-        "times smaller": round(fp32["size_bytes"] / int8["size_bytes"], 2),
-        "times as fast": round(times[0] / times[1], 2),
-        "fp32 ms": round(times[0], 3),
-        "int8 ms": round(times[1], 3),
+        "quantization": int8["quantization"],
+        "size ratio": round(fp32["size_bytes"] / int8["size_bytes"], 2),
+        "speedup": round(fp32_ms / int8_ms, 2),
+        "fp32 ms": round(fp32_ms, 3),
+        "int8 ms": round(int8_ms, 3),
         "accuracy": [fp32["accuracy"], int8["accuracy"]],
-        "points down": round(100 * (fp32["accuracy"] - int8["accuracy"]), 2),
+        "accuracy drop (pp)": round(100 * (fp32["accuracy"] - int8["accuracy"]), 2),
         "images": int8["accuracy_images"],
     }
 
 
 def main() -> None:
-    """Measure and keep."""
+    """Measure and save the results."""
     path = RESULTS / "int8.json"
     before = json.loads(path.read_text())["result"] if path.exists() else []
-    known = {(each["model"], each["machine"]): each for each in before}
+    rows = {(row["model"], row["machine"]): row for row in before}
     for folder in sys.argv[1:]:
-        each = row(Path(folder))
-        print(json.dumps(each), file=sys.stderr, flush=True)
-        known[each["model"], each["machine"]] = each
-    keep("int8", [known[name] for name in sorted(known, key=str)], ["torch", "onnx", "onnxruntime", "numpy"])
+        row = measure(Path(folder))
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        rows[row["model"], row["machine"]] = row
+    keep("int8", [rows[key] for key in sorted(rows, key=str)], ["torch", "onnx", "onnxruntime", "numpy"])
 
 
 if __name__ == "__main__":

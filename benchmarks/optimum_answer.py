@@ -1,6 +1,6 @@
-"""Optimum on an image, as its documentation has it. usage: optimum_answer.py IMAGE
+"""Optimum on one image, as in its documentation. usage: optimum_answer.py IMAGE
 
-MobileNetV2 as ONNX, made once in the working folder; its weights are random, which changes no time.
+MobileNetV2 as ONNX, exported once into the working folder. Its weights are random, which does not change the time.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Ultralytics on an image or a folder of them, as its documentation has it. usage: ultralytics_answers.py IMAGE|DIR
+"""Ultralytics on an image or a folder of images, as in its documentation. usage: ultralytics_answers.py IMAGE|DIR
 
-yolo11n-cls as ONNX, made once in the working folder; its weights are random, which changes no time.
+yolo11n-cls as ONNX, exported once into the working folder. Its weights are random, which does not change the time.
 """
 
 import sys

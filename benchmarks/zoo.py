@@ -1,10 +1,10 @@
-"""Every classifier of torchvision.models, exported: does the file give what PyTorch gives?
+"""Every classifier of torchvision.models, exported and compared with eager PyTorch.
 
 usage: zoo.py [NAME]...
 
-The weights are random, and so are the 8 images: what is asked is whether the graph is the network. A difference is
-told as a share of the logits' scale, their largest |value|, and has to stay within 1e-4. What ONNX cannot hold is
-exported as pt2, with the reason beside it. Names given leave the other rows of the table as they are.
+The weights and the 8 images are random: the question is whether the exported graph is the network. The difference of
+the logits is given as a share of their scale, the largest |logit|, and has to stay within 1e-4. A network that ONNX
+cannot hold is exported as pt2, and its row says why. With names, the rows of the other networks stay in the table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from measure import RESULTS, keep
 
 from clf_export.exporters.module import ExportModule
 from clf_export.exporters.onnx import onnx_from_program
-from clf_export.exporters.pt2 import Pt2Model, pt2_bytes
+from clf_export.exporters.pt2 import Pt2Exporter
 from clf_export.exporters.trace import program_from_model
 from clf_export.quantize.graph import Graph
 from clf_runtime.errors import ClfError
@@ -38,12 +38,12 @@ from clf_train.registry import TORCHVISION
 
 CLASSES = 1000
 IMAGES = 8
-WITHIN = 1e-4
-SPREAD = 0.01  # of the logits' scale, from image to image
+TOLERANCE = 1e-4
+MIN_SPREAD = 0.01  # of the logits' scale, between images
 
 
-def deployable(name: str) -> tuple[ExportModule, ModelSpec]:
-    """Build one network with random weights, and what it would be exported with."""
+def build_module(name: str) -> tuple[ExportModule, ModelSpec]:
+    """Build a network with random weights as clf-export would export it, and its spec."""
     torch.manual_seed(0)
     preprocess, normalize = resolve_input(name, InputOptions())
     spec = ModelSpec(
@@ -58,16 +58,16 @@ def deployable(name: str) -> tuple[ExportModule, ModelSpec]:
     network = build_model(name, preprocess.shape, CLASSES).eval()
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
-            torch.nn.init.normal_(layer.weight, std=0.02)  # a transformer's head begins as zeros: nothing to compare
+            torch.nn.init.normal_(layer.weight, std=0.02)  # the head of a transformer starts with zeros
     return ExportModule(network, spec).eval(), spec
 
 
-def row(name: str) -> dict[str, object]:
+def measure(name: str) -> dict[str, object]:
     """Export one network and compare it with eager PyTorch."""
-    module, spec = deployable(name)
+    module, spec = build_module(name)
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, *spec.preprocess.shape), dtype=np.uint8)
-    wanted = _telling_logits(module, pixels)
-    parameters = sum(each.numel() for each in module.parameters())
+    expected = _compute_distinct_logits(module, pixels)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
     result: dict[str, object] = {
         "model": name,
         "date": datetime.now(timezone.utc).date().isoformat(),
@@ -76,73 +76,77 @@ def row(name: str) -> dict[str, object]:
     }
     started = time.perf_counter()
     program = program_from_model(module, spec)
-    logits = _logits_by_onnx
+    run = _run_onnx
     try:
         content = onnx_from_program(program)
-    except ClfError as refusal:
-        result["reason"] = f"{refusal}; so this row is of pt2"
-        content, logits = pt2_bytes(program, {}), _logits_by_pt2
+    except ClfError as error:
+        result["reason"] = f"{error}; this row is of pt2"
+        content, run = Pt2Exporter(program).build({}), _run_pt2
     seconds = time.perf_counter() - started
     del module, program
-    given = logits(content, pixels)
-    scale = float(np.abs(wanted).max())
-    difference = float(np.abs(given - wanted).max()) / scale
+    logits = run(content, pixels)
+    scale = float(np.abs(expected).max())
+    difference = float(np.abs(logits - expected).max()) / scale
     return result | {
         "seconds": round(seconds, 1),
         "size": f"{len(content) / 1e6:.1f} MB",
         "logits' scale": float(f"{scale:.2g}"),
         "difference / scale": float(f"{difference:.1e}"),
-        "reached": difference <= WITHIN,
+        "reached": difference <= TOLERANCE,
     }
 
 
-def _telling_logits(module: ExportModule, pixels: UInt8Array) -> Float32Array:
-    """Give PyTorch's answers, which have to differ from image to image: else they are the last layer's bias."""
-
-    def logits() -> Float32Array:
-        with torch.inference_mode():
-            given: Float32Array = module(torch.from_numpy(pixels))[0].numpy()
-        return given
-
-    first = logits()
-    if float(np.ptp(first, axis=0).max()) > SPREAD * float(np.abs(first).max()):
+def _compute_distinct_logits(module: ExportModule, pixels: UInt8Array) -> Float32Array:
+    """Return PyTorch's logits, which must differ between images, or they would only show the last layer's bias."""
+    first = _compute_logits(module, pixels)
+    if _is_distinct(first):
         return first
-    # Batch normalisation that was never trained lets the signal fade; so it sees these images once.
-    norms = [each.train() for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    # Untrained batch normalization lets the signal fade, so it is given the statistics of these images.
+    norms = [layer.train() for layer in module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
-    logits()
+    _compute_logits(module, pixels)
     for norm in norms:
         norm.eval()
-    settled = logits()
-    assert float(np.ptp(settled, axis=0).max()) > SPREAD * float(np.abs(settled).max()), "nothing to compare"
-    return settled
+    normalized = _compute_logits(module, pixels)
+    assert _is_distinct(normalized), "the logits of all images are the same"
+    return normalized
 
 
-def _logits_by_onnx(content: bytes, pixels: UInt8Array) -> Float32Array:
+def _compute_logits(module: ExportModule, pixels: UInt8Array) -> Float32Array:
+    with torch.inference_mode():
+        logits: Float32Array = module(torch.from_numpy(pixels))[0].numpy()
+    return logits
+
+
+def _is_distinct(logits: Float32Array) -> bool:
+    return float(np.ptp(logits, axis=0).max()) > MIN_SPREAD * float(np.abs(logits).max())
+
+
+def _run_onnx(content: bytes, pixels: UInt8Array) -> Float32Array:
     return Graph(content).run(pixels)[0]
 
 
-def _logits_by_pt2(content: bytes, pixels: UInt8Array) -> Float32Array:
+def _run_pt2(content: bytes, pixels: UInt8Array) -> Float32Array:
     with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
         file.write(content)
         file.flush()
-        return Pt2Model(Path(file.name), ()).run(pixels)[0]
+        return Pt2Exporter.open(Path(file.name)).run(pixels)[0]
 
 
 def main() -> None:
-    """Export, compare, and keep."""
+    """Export, compare, and save the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[[], *TORCHVISION])
     names = parser.parse_args().names or sorted(TORCHVISION)
     path = RESULTS / "zoo.json"
     before = json.loads(path.read_text())["result"] if path.exists() else []
-    known = {each["model"]: each for each in before}
+    rows = {row["model"]: row for row in before}
     for name in names:
-        known[name] = row(name)
-        print(json.dumps(known[name], ensure_ascii=False), file=sys.stderr, flush=True)
+        rows[name] = measure(name)
+        print(json.dumps(rows[name], ensure_ascii=False), file=sys.stderr, flush=True)
         gc.collect()
-    ordered = [known[name] for name in sorted(known)]
+    ordered = [rows[name] for name in sorted(rows)]
     keep("zoo", ordered, ["torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"])
 
 

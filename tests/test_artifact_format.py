@@ -10,7 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from clf_export.parity.check import TOLERANCE, Parity
+from clf_export.parity.check import Parity
+from clf_export.parity.limits import TOLERANCE
 from clf_runtime import artifacts, onnx_file, preprocess, spec
 from clf_runtime.diagnostics.selftest import Case, SelfTest
 from clf_runtime.errors import IMAGE_ERROR_KINDS

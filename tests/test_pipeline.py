@@ -78,7 +78,7 @@ def test_the_runtime_predicts_what_pytorch_predicts(artifacts, tmp_path):
         path = tmp_path / f"{number}.png"
         drawing(8 + number, 50 - number).save(path)
         paths.append(path)
-    wanted = Reference(model.model, model.spec).logits([path.read_bytes() for path in paths])
+    wanted = Reference(model.model, model.spec).compute_logits([path.read_bytes() for path in paths])
     results = list(Classifier.load(artifacts / "model.onnx").predict_files(paths))
     assert [result.index for result in results] == wanted.argmax(axis=1).tolist()
 

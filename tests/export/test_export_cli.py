@@ -71,7 +71,7 @@ def test_a_folder_with_the_name_of_a_file_is_an_error_before_any_work(command, f
         (lambda folder: (folder / "model.json").unlink(), "artifacts: model.pt without model.json"),
         (lambda folder: shutil.rmtree(folder), "artifacts: no finished model; clf-train makes one"),
         (lambda folder: (folder / "model.pt").unlink(), "model.pt: missing beside model.json"),
-        (lambda folder: (folder / "model.json").write_text('{"format": 1'), "model.json: its spec is not"),
+        (lambda folder: (folder / "model.json").write_text('{"format": 1'), "its spec is not"),
         (lambda folder: (folder / "model.json").write_bytes(b"\xff\xfe"), "model.json: not UTF-8 text"),
         (lambda folder: flip_a_bit(folder / "model.pt"), "model.pt: digest does not match model.json"),
         (lambda folder: edit(folder, "format", 2), "format is 2, expected"),

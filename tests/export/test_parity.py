@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -57,13 +58,38 @@ def outputs_of(saved, split):
     return compute_reference_outputs(split, module, Reference(saved.model, saved.spec))
 
 
-def make_exporter(module, spec, split, target):
-    """Return an exporter of a target; INT8 is quantized with one config, without a search."""
-    if target.precision != "int8":
-        return ExportJob(module, spec, split, ExportOptions(), lambda message: None).make_exporter(target)
-    graph = rewrite_for_quantization(fuse(onnx_from_program(program_from_model(module, spec))))
-    ranges, means = calibrate(graph, split.calibration, "minmax"), measure_input_means(graph, split.calibration)
-    return OnnxExporter(int8_from_onnx(graph, QUANTIZATION_CONFIGS[0], ranges, means), "one config")
+@pytest.fixture(scope="module")
+def make_exporter(saved, split):
+    """Return the exporter of a target, for a module and a spec made by a function of the saved model.
+
+    Each is traced once. INT8 is quantized with one config, without a search.
+    """
+
+    @functools.cache
+    def make_job(make):
+        module, spec = make(saved)
+        return ExportJob(module.eval(), spec, split, ExportOptions(), lambda message: None)
+
+    def make_exporter(make, target):
+        if target.precision != "int8":
+            return make_job(make).make_exporter(target)
+        graph = rewrite_for_quantization(fuse(make_job(make).make_exporter(TARGETS[0]).build({})))
+        ranges, means = calibrate(graph, split.calibration, "minmax"), measure_input_means(graph, split.calibration)
+        return OnnxExporter(int8_from_onnx(graph, QUANTIZATION_CONFIGS[0], ranges, means), "one config")
+
+    return make_exporter
+
+
+def correct(saved):
+    return ExportModule(saved.model, saved.spec), saved.spec
+
+
+def slightly_scaled(saved):
+    """Multiply the weights of the last layer by 1.02."""
+    model = copy.deepcopy(saved.model)
+    with torch.no_grad():
+        [parameter for name, parameter in model.named_parameters() if name.endswith("weight")][-1].mul_(1.02)
+    return ExportModule(model, saved.spec), saved.spec
 
 
 class WrongLayout(ExportModule):
@@ -147,12 +173,11 @@ SMALL_FAULTS = (wrong_mean, wrong_temperature)
     ],
 )
 def test_a_wrong_export_fails_with_its_worst_image_and_leaves_no_file(
-    saved, reference_outputs, split, tmp_path, target, fault, message
+    saved, reference_outputs, make_exporter, tmp_path, target, fault, message
 ):
-    module, spec = fault(saved)
-    exporter = make_exporter(module.eval(), spec, split, target)
+    exporter = make_exporter(fault, target)
     limits = limits_for(target.precision, reference_outputs, max_drop=0.5)
-    verification = Verification(Reference(saved.model, spec), reference_outputs, limits)
+    verification = Verification(Reference(saved.model, fault(saved)[1]), reference_outputs, limits)
     with pytest.raises(ParityError, match=r"model: the parity check failed on digits/") as error:
         write_verified(tmp_path / "model", exporter, verification)
     assert str(error.value).endswith("no file was written")
@@ -178,16 +203,10 @@ class SecondBuildDiffers:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.file)
 def test_a_final_file_with_other_weights_than_the_verified_one_is_not_written(
-    saved, reference_outputs, split, tmp_path, target
+    saved, reference_outputs, make_exporter, tmp_path, target
 ):
     """The weights differ by so little that both INT8 files pass the parity check."""
-    other = copy.deepcopy(saved.model)
-    with torch.no_grad():
-        next(parameter for name, parameter in reversed([*other.named_parameters()]) if "weight" in name).mul_(1.02)
-    first, second = (
-        make_exporter(ExportModule(model, saved.spec).eval(), saved.spec, split, target)
-        for model in (saved.model, other)
-    )
+    first, second = make_exporter(correct, target), make_exporter(slightly_scaled, target)
     limits = limits_for(target.precision, reference_outputs, max_drop=0.5)
     verification = Verification(Reference(saved.model, saved.spec), reference_outputs, limits)
     with pytest.raises(ParityError, match=r"model: the final file differs from the verified one: a logit by 0\.\d+ "):
@@ -200,9 +219,9 @@ def test_a_final_file_with_other_weights_than_the_verified_one_is_not_written(
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target.precision == "fp32"], ids=lambda t: t.file)
 def test_a_final_file_with_other_metadata_than_were_written_is_not_written(
-    saved, reference_outputs, split, tmp_path, target
+    saved, reference_outputs, make_exporter, tmp_path, target
 ):
-    exporter = make_exporter(ExportModule(saved.model, saved.spec).eval(), saved.spec, split, target)
+    exporter = make_exporter(correct, target)
     limits = limits_for(target.precision, reference_outputs, max_drop=0.5)
     verification = Verification(Reference(saved.model, saved.spec), reference_outputs, limits)
     for change in (
@@ -214,8 +233,8 @@ def test_a_final_file_with_other_metadata_than_were_written_is_not_written(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_final_file_that_fails_its_own_self_test_is_not_written(saved, reference_outputs, split, tmp_path):
-    exporter = make_exporter(ExportModule(saved.model, saved.spec).eval(), saved.spec, split, TARGETS[0])
+def test_a_final_file_that_fails_its_own_self_test_is_not_written(saved, reference_outputs, make_exporter, tmp_path):
+    exporter = make_exporter(correct, TARGETS[0])
     limits = limits_for("fp32", reference_outputs, max_drop=0.5)
     # The self-test's logits come from another network than the outputs of the parity check.
     verification = Verification(Reference(Reversed(saved.model), saved.spec), reference_outputs, limits)

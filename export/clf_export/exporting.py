@@ -38,7 +38,7 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "pt2": Pt2Exporter,
 }
 
-_SLOWER = 1.05  # times float32's latency, from where on INT8 is called slower
+_SLOWER = 1.05  # above this multiple of float32's latency, INT8 is reported as slower
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ExportOptions:
     min_runtime: str = OLDEST_RUNTIME  # the oldest onnxruntime that must read the ONNX files
     max_drop: float = 0.5  # accuracy drop in percentage points that FP16 and INT8 may cost
     data: str | None = None  # the images of the training, where they have moved
-    data_root: str | None = None  # the folder of named data sets, likewise
+    data_root: str | None = None  # the folder of named data sets, where it has moved
     trust_factory: str | None = None  # the package.module:factory of a foreign architecture
     overwrite: bool = False  # whether existing files are replaced
 
@@ -180,7 +180,7 @@ class ExportJob:
 def write_verified(path: Path, exporter: Exporter, verification: Verification) -> ExportedFile:
     """Write a file under a temporary name, verify it, then rename it. Raises InvalidModelError, OSError.
 
-    The parity check comes before the file is complete, because its result goes into the file. So the complete file is
+    The parity check comes before the file is complete, because its result goes into the file. Then the complete file is
     opened and compared once more.
     """
     reference, reference_outputs = verification.reference, verification.reference_outputs

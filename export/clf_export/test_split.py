@@ -19,7 +19,7 @@ from clf_train.data.loading import decode_dataset, select_readable
 
 _CALIBRATION_IMAGES = 128
 _SEARCH_IMAGES = 1000
-# With fewer images than this an accuracy says too little, and the test split is used instead.
+# With fewer images than this the accuracy is too imprecise, and the test split is used instead.
 _MIN_SEARCH_IMAGES = 50
 
 
@@ -59,7 +59,7 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
         folder: the artifacts folder.
         spec: the model's, with the provenance of its data.
         data: the name of a data set, or a folder of images, in place of the one that training used.
-        data_root: the folder of named data sets, likewise.
+        data_root: the folder of named data sets, in place of the one that training used.
 
     Raises:
         DataError: the images are missing, cannot be read, or are not those of the training.
@@ -68,7 +68,7 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
     name = data or (provenance.data if provenance else None)
     if provenance is None or name is None:
         raise DataError(
-            "model.json: names no data, and the parity check needs labelled images; say --data NAME or --data DIR"
+            "model.json: names no data, and the parity check needs labelled images; add --data NAME or --data DIR"
         )
     source = DataSource(
         data=name,
@@ -79,7 +79,7 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
     try:
         dataset = load_dataset(source)
     except DataError as error:
-        raise DataError(f"{error}; --data says where the images of the training are") from None
+        raise DataError(f"{error}; if the images of the training have moved, add --data") from None
     split = _decode_test_split(dataset, spec.preprocess, folder)
     _raise_if_changed(source.data, split.dataset, spec)
     return split

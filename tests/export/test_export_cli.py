@@ -130,7 +130,7 @@ def test_data_that_has_moved_is_named_with_an_option_and_changed_data_is_an_erro
     missing = command("clf-export")
     assert missing.code == 3
     assert "data: no such folder" in missing.error
-    assert "--data says where the images of the training are" in missing.error
+    assert "if the images of the training have moved, add --data" in missing.error
     done = command("clf-export", "--data", "moved")
     assert done.code == 0, done.err
     assert command("clf-run", "moved", "-r").code == 0
@@ -187,10 +187,10 @@ import sys
 from pathlib import Path
 from clf_export.exporting import export
 from clf_export.formats import select_targets
-export(Path("artifacts"), select_targets(["onnx", "torchscript", "pt2"], ["fp32"]))
+export(Path("artifacts"), select_targets(["onnx"], ["fp32"]))
 print(*(name for name in sys.modules if name.startswith(("onnxruntime.quantization", "onnxruntime.transformers"))))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
-    assert {"model.onnx", "model.torchscript.pt", "model.pt2"} <= names(finished)
+    assert "model.onnx" in names(finished)

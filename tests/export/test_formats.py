@@ -121,7 +121,7 @@ def import_network(command, tmp_path):
     [
         (
             "Attentive",
-            "Attention: needs opset 23, and onnxruntime 1.23 is the first to read it; say --min-runtime 1.23",
+            "Attention: needs opset 23, and onnxruntime 1.23 is the first to read it; use --min-runtime 1.23",
         ),
         ("Bessel", "bessel_j0: torch "),
         ("Branching", "torch.export cannot trace it for a dynamic batch size: Could not guard"),

@@ -106,7 +106,7 @@ def onnx_from_program(program: ExportedProgram, min_runtime: str = OLDEST_RUNTIM
         runtime = next((version for version, readable, _ in RUNTIMES if opset <= readable), "a later version")
         raise InvalidModelError(
             f"{operators}: needs opset {opset}, and onnxruntime {runtime} is the first to read it; "
-            f"say --min-runtime {runtime}, or change the network"
+            f"use --min-runtime {runtime}, or change the network"
         )
     proto.ir_version = IR_VERSION
     _remove_notes(proto.graph)

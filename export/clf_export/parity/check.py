@@ -1,8 +1,8 @@
 """The parity check: an exported file against eager PyTorch, on real images of the test split.
 
-At four levels: the graph alone, beside float64, which separates rounding from errors; every batch size; from the bytes
-of image files to probabilities, with torchvision's own transforms on PyTorch's side; and the accuracy on the whole test
-split. A file that fails at one level is not written.
+It has four levels: the graph alone, beside float64, which separates rounding from errors; every batch size; the path
+from the bytes of image files to probabilities, with torchvision's own transforms on PyTorch's side; and the accuracy on
+the entire test split. A file that fails at one level is not written.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _FLOAT64_IMAGES = 64  # float64 takes three times as long
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """Image files of the test split with PyTorch's answers behind torchvision's transforms, and the whole split."""
+    """Image files of the test split with PyTorch's answers behind torchvision's transforms, and the split itself."""
 
     names: tuple[str, ...]
     encoded: tuple[bytes, ...]  # image files

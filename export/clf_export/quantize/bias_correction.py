@@ -30,7 +30,7 @@ _MAX_STEPS, _STEPS = 2**30, 2**20
 
 @dataclass(frozen=True)
 class _QuantizedLayer:
-    """A node of the quantized graph, and what it was made from."""
+    """A node of the quantized graph with the nodes that it belongs to."""
 
     node: onnx.NodeProto
     original: onnx.NodeProto  # the node of the float32 graph
@@ -102,7 +102,7 @@ def _quantized_layers(quantized: onnx.GraphProto, graph: onnx.GraphProto) -> Ite
 
 
 def _has_plain_bias(layer: onnx.NodeProto, constants: set[str]) -> bool:
-    """Tell whether weights and bias are used unscaled, and the bias is a constant, or none."""
+    """Return whether weights and bias are used unscaled, and the bias is a constant or missing."""
     is_unscaled = all(attribute.f == 1 for attribute in layer.attribute if attribute.name in ("alpha", "beta"))
     return is_unscaled and constants.issuperset(layer.input[2:])
 

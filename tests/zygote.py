@@ -25,6 +25,7 @@ def _imported() -> dict[str, object]:
     import clf_train.cli_import
     import clf_train.importing
     import clf_train.training
+    import sklearn.datasets  # noqa: F401 (clf-train imports it later, for the digits; it takes 0.7 s)
 
     # onnx's exporter is not imported by any of them before it is needed.
     with contextlib.suppress(ImportError):

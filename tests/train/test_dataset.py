@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
-from awkward import drawing
+from odd_images import drawing
 from PIL import Image
 
 from clf_runtime.errors import DataError, MachineError

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 import torch
-from awkward import drawing
+from odd_images import drawing
 from torch import nn
 
 from clf_train.engine.evaluate import normalize_images
-from clf_train.models import saved
+from clf_train.models.saved import load_saved_model
 from clf_train.models.factory import build
 
 TEN = ",".join("0123456789")
@@ -197,7 +197,7 @@ def test_what_a_tutorials_own_script_saves_is_imported_as_it_is(command, tmp_pat
 
     done = command("clf-import", "--weights", "tutorial.pt", "--model", name, "--labels", TEN)
     assert done.code == 0, done.err
-    model = saved.load(tmp_path / "artifacts")
+    model = load_saved_model(tmp_path / "artifacts")
     answers = torch.load(tmp_path / "answers.pt", weights_only=True)
     with torch.inference_mode():
         logits = model.model(normalize_images(answers["pixels"].permute(0, 2, 3, 1), model.spec.normalize))

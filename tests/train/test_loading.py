@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from awkward import drawing
+from odd_images import drawing
 from conftest import BIN
 
 from clf_runtime import machine

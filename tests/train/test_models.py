@@ -330,7 +330,7 @@ def test_a_factory_of_ones_own_is_called_with_the_number_of_classes_or_with_noth
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return load_dataset(TrainConfig())
+    return load_dataset(DataSource("digits"))
 
 
 def test_a_torchvision_network_sees_what_its_weights_were_trained_with(digits):

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from awkward import drawing
+from odd_images import drawing
 from conftest import BIN
 from PIL import Image
 
 from clf_runtime.spec import ModelSpec
 from clf_train import cli
 from clf_train.history import Epoch
-from clf_train.models import saved
+from clf_train.models.saved import load_saved_model
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -77,13 +77,13 @@ def test_the_embedded_digits_reach_what_is_promised(artifacts):
 
 
 def test_the_accuracy_in_the_spec_is_that_of_the_state_dict(artifacts):
-    from clf_train.config import TrainConfig, load_dataset
+    from clf_train.config import DataSource, load_dataset
     from clf_train.data.cache import ArrayPixels
     from clf_train.engine.evaluate import compute_logits
 
-    model = saved.load(artifacts)
-    test = load_dataset(TrainConfig()).test
-    pixels = ArrayPixels(test.decoded(model.spec.preprocess))
+    model = load_saved_model(artifacts)
+    test = load_dataset(DataSource("digits")).test
+    pixels = ArrayPixels(test.decode(model.spec.preprocess))
     logits = compute_logits(model.model, pixels, model.spec.normalize, torch.device("cpu"))
     assert float((logits.argmax(1) == test.targets).mean()) == model.spec.metrics.accuracy
 

@@ -19,13 +19,14 @@ _CHANGES = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.trun
 
 
 def _imported() -> dict[str, object]:
+    import sklearn.datasets  # noqa: F401 (clf-train imports it later, for the digits; it takes 0.7 s)
+
     import clf_export.cli
     import clf_export.exporting
     import clf_train.cli
     import clf_train.cli_import
     import clf_train.importing
     import clf_train.training
-    import sklearn.datasets  # noqa: F401 (clf-train imports it later, for the digits; it takes 0.7 s)
 
     # onnx's exporter is not imported by any of them before it is needed.
     with contextlib.suppress(ImportError):

@@ -12,8 +12,8 @@ from odd_images import drawing
 from torch import nn
 
 from clf_train.engine.evaluate import normalize_images
-from clf_train.models.saved import load_saved_model
 from clf_train.models.factory import build
+from clf_train.models.saved import load_saved_model
 
 TEN = ",".join("0123456789")
 

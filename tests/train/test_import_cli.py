@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,56 +154,74 @@ def test_a_size_that_the_network_does_not_take_is_a_usage_error(command, tmp_pat
     assert "pooled-conv2: takes only --size 32 (found 64); leave --size out" in done.error
 
 
-# Runs a tutorial's own script for three batches; saves its network as the script would, and its outputs for noise.
-RUN_TUTORIAL = """
-import itertools, json, runpy, sys
-import torch, torch.utils.data
+# Runs the tutorials' own scripts for three batches each, in forks of this process, which has imported torch; saves the
+# networks as the scripts would, and their outputs for noise.
+RUN_TUTORIALS = """
+import itertools, os, runpy, sys
+import torch, torch.utils.data, torchvision
+
 class Short(torch.utils.data.DataLoader):
     def __iter__(self):
         return itertools.islice(super().__iter__(), 3)
-torch.utils.data.DataLoader = Short
-script, number, root = sys.argv[1:]
-sys.argv = [script, number, root, "1"]
-made = runpy.run_path(script)
-model = made["model"].eval()
-torch.save(model.state_dict(), "tutorial.pt")
-side, channels = (32, 3) if number in ("001", "004") else (28, 1)
-pixels = torch.randint(0, 256, (5, channels, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-mean, std = (0.5, 0.5) if number in ("002", "004") else (0.0, 1.0)
-with torch.inference_mode():
-    outputs = model((pixels / 255 - mean) / std)
-torch.save({"pixels": pixels, "outputs": outputs}, "outputs.pt")
+
+def run(script, number):
+    torch.utils.data.DataLoader = Short
+    sys.argv = [script, number, "data", "1"]
+    model = runpy.run_path(script)["model"].eval()
+    side, channels = (32, 3) if number in ("001", "004") else (28, 1)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (5, channels, side, side), generator=generator, dtype=torch.uint8)
+    mean, std = (0.5, 0.5) if number in ("002", "004") else (0.0, 1.0)
+    with torch.inference_mode():
+        outputs = model((pixels / 255 - mean) / std)
+    torch.save(model.state_dict(), number + ".pt")
+    torch.save({"pixels": pixels, "outputs": outputs}, number + ".outputs.pt")
+
+script, *numbers = sys.argv[1:]
+for number in numbers:
+    child = os.fork()
+    if child == 0:
+        run(script, number)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, number
 """
 
+TUTORIALS = {
+    "000": "plain-conv3",
+    "001": "pooled-conv2",
+    "002": "pooled-conv2-mlp",
+    "003": "plain-conv2-mlp",
+    "004": "lenet",
+}
 
-@pytest.mark.parametrize(
-    ("number", "name"),
-    [
-        ("000", "plain-conv3"),
-        ("001", "pooled-conv2"),
-        ("002", "pooled-conv2-mlp"),
-        ("003", "plain-conv2-mlp"),
-        ("004", "lenet"),
-    ],
-)
-def test_what_a_tutorials_own_script_saves_is_imported_unchanged(command, tmp_path, test_data, number, name):
+
+@pytest.fixture(scope="module")
+def tutorials(test_data, tmp_path_factory) -> Path:
+    """A folder with the state_dict of each tutorial's own script, NUMBER.pt, and its outputs, NUMBER.outputs.pt."""
     script = test_data.parent / "baselines/tutorials.py"
     if not script.is_file():
         pytest.skip("the tutorials' script is not beside the data")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/mnist").symlink_to(test_data / "mnist")
+    folder = tmp_path_factory.mktemp("tutorials")
+    (folder / "data").mkdir()
+    (folder / "data/mnist").symlink_to(test_data / "mnist")
     for part in ("train", "test"):
         for label in "0123456789":
-            (tmp_path / "data/cifar10" / part / label).mkdir(parents=True)
+            (folder / "data/cifar10" / part / label).mkdir(parents=True)
             for image in range(4):
-                drawing(32, 32).save(tmp_path / "data/cifar10" / part / label / f"{image}.jpg")
-    (tmp_path / "run.py").write_text(RUN_TUTORIAL)
-    subprocess.run([sys.executable, "run.py", script, number, "data"], cwd=tmp_path, check=True, capture_output=True)
+                drawing(32, 32).save(folder / "data/cifar10" / part / label / f"{image}.jpg")
+    (folder / "run.py").write_text(RUN_TUTORIALS)
+    arguments = [sys.executable, "run.py", script, *TUTORIALS]
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
 
-    done = command("clf-import", "--weights", "tutorial.pt", "--model", name, "--labels", TEN)
+
+@pytest.mark.parametrize(("number", "name"), TUTORIALS.items())
+def test_what_a_tutorials_own_script_saves_is_imported_unchanged(command, tmp_path, tutorials, number, name):
+    done = command("clf-import", "--weights", tutorials / f"{number}.pt", "--model", name, "--labels", TEN)
     assert done.code == 0, done.err
     saved = load_saved_model(tmp_path / "artifacts")
-    expected = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    expected = torch.load(tutorials / f"{number}.outputs.pt", weights_only=True)
     with torch.inference_mode():
         logits = saved.model(normalize_images(expected["pixels"].permute(0, 2, 3, 1), saved.spec.normalize))
     outputs = logits.softmax(dim=1) if name == "plain-conv2-mlp" else logits  # that tutorial ends with a softmax

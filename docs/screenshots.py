@@ -134,7 +134,7 @@ def crop_to_content(image: Image.Image) -> Image.Image:
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a PNG with a palette, which is a third of the size of one without."""
-    # MEDIANCUT keeps large areas exact, which the other methods shift in colour.
+    # MEDIANCUT keeps large areas exact, which the other methods shift in color.
     image.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
     click.echo(f"{path}: {image.width} x {image.height} pixels, {path.stat().st_size / 1e3:.0f} kB")
 

@@ -1,24 +1,25 @@
-# make demo · make test · make lint · make bench · make lock · make test-kills · make test-runtimes · make endurance (long)
-# The only things needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
+# make demo · make test · make lint · make docs · make bench · make lock
+# Slower tests: make test-slow · make test-runtimes · make test-kills · make endurance
+# Needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
-# Set in some images; without compiled modules torch takes three times as long to import.
+# Some container images set it; without compiled modules torch takes three times as long to import.
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-kills test-runtimes lint check bench endurance lock clean
+.PHONY: setup demo test test-slow test-kills test-runtimes lint check docs bench endurance lock clean
 
 demo: setup
 	clf-train --overwrite
 	clf-export --format onnx --format torchscript
 	clf-run artifacts/samples
 	@echo
-	@echo "The report of the training:  artifacts/report.html"
-	@echo "Your own pictures:           .venv/bin/clf-run my-digit.jpg"
-	@echo "Your own classes:            .venv/bin/clf-train --data FOLDER -a artifacts/mine   (a folder of pictures per class)"
-	@echo "Then:                        .venv/bin/clf-export -a artifacts/mine && .venv/bin/clf-run -a artifacts/mine PICTURE"
+	@echo "Training report:   artifacts/report.html"
+	@echo "Your own images:   .venv/bin/clf-run my-digit.jpg"
+	@echo "Your own classes:  .venv/bin/clf-train --data FOLDER -a artifacts/mine   (FOLDER has one folder of images per class)"
+	@echo "                   .venv/bin/clf-export -a artifacts/mine && .venv/bin/clf-run -a artifacts/mine IMAGE"
 
 test: lint check
 
@@ -28,7 +29,7 @@ lint: setup
 	mypy
 	lint-imports
 
-# Two at a time, each with one thread: torch's threads get in each other's way.
+# Two workers with one thread each: torch's threads would compete for the cores.
 check: export OMP_NUM_THREADS = 1
 check: setup
 	coverage erase
@@ -37,21 +38,31 @@ check: setup
 	coverage report
 	pytest -n 2 --dist loadscope --ignore tests/runtime
 
-# The same files on seven releases of onnxruntime, each in an environment of its own, on OpenVINO and on onnxruntime-web
-# (with npm and Node.js, if they are there): 4 minutes.
+# Clean environments with the wheel, the large networks of torchvision, 10,000 images, more of torchrun: 7 minutes.
+test-slow: export OMP_NUM_THREADS = 1
+test-slow: setup
+	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py \
+		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py
+
+# The same files on eight releases of onnxruntime, each in an environment of its own, on OpenVINO and on onnxruntime-web
+# (if npm and Node.js are installed: apt-get install npm): 5 minutes.
 test-runtimes: setup
 	pytest -m "slow or not slow" tests/test_runtimes.py
 
-# A training killed at every change of a file and at 50 random moments, and an export likewise: 10 minutes.
+# Training and export, killed at every change of a file, and training at 50 random moments: 10 minutes.
 test-kills: setup
 	pytest -m slow -o faulthandler_timeout=1800 tests/train/test_resume.py tests/export/test_kills.py
+
+# The documentation as a site, in site/; a dead link or an unknown name is an error.
+docs: setup
+	mkdocs build --strict
 
 bench: artifacts/model.onnx
 	python benchmarks/cold_start.py
 	python benchmarks/throughput.py
 	python benchmarks/accuracy.py
 
-# A million predictions on one Classifier; fails where its memory grows: 10 minutes.
+# A million predictions with one Classifier; fails if its memory grows: 10 minutes.
 endurance: artifacts/model.onnx
 	python benchmarks/endurance.py
 
@@ -59,7 +70,7 @@ artifacts/model.onnx: | $(READY)
 	test -e artifacts/model.json || clf-train
 	clf-export
 
-# Renews the pinned list of the development environment, for every Python from 3.10 on.
+# Update the pinned development environment, for every Python from 3.10 on.
 lock: setup
 	uv pip compile pyproject.toml --extra dev --upgrade --universal --python-version 3.10 --generate-hashes \
 		--no-annotate --custom-compile-command "make lock" --quiet --output-file requirements/dev.txt

@@ -16,13 +16,13 @@ import numpy as np
 from measure import keep
 
 from clf_runtime import Classifier
-from clf_train.order import Order, dataset_for
+from clf_train.config import TrainConfig, load_dataset
 
 BIN = Path(sys.executable).parent
 
 
-def judged(data: str, data_root: str) -> dict[str, object]:
-    """Train with the defaults, export, and let the exported file answer for the held-out pictures."""
+def evaluate(data: str, data_root: str) -> dict[str, object]:
+    """Train with the defaults, export, and let the exported file answer for the held-out images."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         arguments = ["--data", data, "--data-root", data_root, "-a", folder]
@@ -30,20 +30,20 @@ def judged(data: str, data_root: str) -> dict[str, object]:
         seconds = time.perf_counter() - started
         subprocess.run([BIN / "clf-export", "-a", folder], check=True)
         classifier = Classifier.load(Path(folder) / "model.onnx")
-        test = dataset_for(Order(data=data, data_root=data_root)).test
+        test = load_dataset(TrainConfig(data=data, data_root=data_root)).test
         pixels = test.decoded(classifier.spec.preprocess)
         return {
             "data": data,
             "train_seconds": round(seconds, 1),
-            "pictures": len(test),
+            "images": len(test),
             "accuracy": share_right(classifier, pixels, test.targets),
             "accuracy_inverted": share_right(classifier, 255 - pixels, test.targets),
         }
 
 
 def share_right(classifier: Classifier, pixels: np.ndarray, targets: np.ndarray) -> float:
-    """Give the share of pictures whose class is the model's first answer."""
-    logits = np.concatenate([classifier.logits(pixels[at : at + 100])[0] for at in range(0, len(pixels), 100)])
+    """Give the share of images whose class is the model's first answer."""
+    logits = np.concatenate([classifier.run(pixels[at : at + 100])[0] for at in range(0, len(pixels), 100)])
     return round(float((logits.argmax(axis=1) == targets).mean()), 5)
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--digits-only", action="store_true")
     asked = parser.parse_args()
     data = ["digits"] if asked.digits_only else ["digits", "mnist"]
-    keep("accuracy", [judged(each, asked.data_root) for each in data], ["torch", "torchvision", "onnxruntime"])
+    keep("accuracy", [evaluate(each, asked.data_root) for each in data], ["torch", "torchvision", "onnxruntime"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From the shell's exec to the answer for one picture, against the floor; and --help against importing click.
+"""From the shell's exec to the answer for one image, against the floor; and --help against importing click.
 
 usage: cold_start.py [--runs N] [--artifacts DIR] [--model FILE --image FILE] [--ultralytics PYTHON] [--optimum PYTHON]
 
@@ -25,7 +25,7 @@ PYTHON, RUN = str(BIN / "python"), str(BIN / "clf-run")
 
 
 def answers(model: str, image: str) -> dict[str, list[str]]:
-    """Give the commands that answer for one picture, the floor first."""
+    """Give the commands that answer for one image, the floor first."""
     return {
         f"floor: numpy, onnxruntime, Pillow ({Path(model).stem})": [PYTHON, str(HERE / "floor.py"), model, image],
         f"clf-run IMAGE ({Path(model).stem})": [RUN, image, "--model", model],

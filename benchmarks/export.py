@@ -2,8 +2,8 @@
 
 usage: export.py [NETWORK]...
 
-Both export the same network of torchvision. The data set has 20 drawn pictures, 4 of them held out, so that what the
-proof costs, which grows with the pictures, is not what is measured. Whole processes, in turn.
+Both export the same network of torchvision. The data set has 20 drawn images, 4 of them held out, so that what the
+proof costs, which grows with the images, is not what is measured. Whole processes, in turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ torch.onnx.export(
 
 
 def prepare(name: str, folder: Path) -> None:
-    """Make a state_dict, some pictures of two classes, and from both a finished model."""
+    """Make a state_dict, some images of two classes, and from both a finished model."""
     torch.manual_seed(0)
     model = get_model(name, weights=None, num_classes=CLASSES)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""INT8 beside FP32, of models that are trained already: size, latency, accuracy on every held-out picture.
+"""INT8 beside FP32, of models that are trained already: size, latency, accuracy on every held-out image.
 
 usage: int8.py ARTIFACTS...
 
@@ -32,8 +32,8 @@ def row(folder: Path) -> dict[str, object]:
     fp32, int8 = record["model.onnx"], record["model.int8.onnx"]
     files = [Classifier.load(folder / name, device="cpu") for name in ("model.onnx", "model.int8.onnx")]
     spec = files[0].spec
-    picture = np.zeros((1, *spec.preprocess.shape), np.uint8)
-    times = medians_ms([lambda file=file: file.logits(picture) for file in files], SECONDS)  # type: ignore[misc]
+    image = np.zeros((1, *spec.preprocess.shape), np.uint8)
+    times = medians_ms([lambda file=file: file.run(image) for file in files], SECONDS)  # type: ignore[misc]
     return {
         "model": f"{spec.architecture} on {folder.name}, {spec.preprocess.height}x{spec.preprocess.width}",
         "machine": machine(),
@@ -45,7 +45,7 @@ def row(folder: Path) -> dict[str, object]:
         "int8 ms": round(times[1], 3),
         "accuracy": [fp32["accuracy"], int8["accuracy"]],
         "points down": round(100 * (fp32["accuracy"] - int8["accuracy"]), 2),
-        "pictures": int8["accuracy_pictures"],
+        "images": int8["accuracy_images"],
     }
 
 

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-from clf_runtime import processor
+from clf_runtime.diagnostics import cpu
 from clf_runtime.machine import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
@@ -91,10 +91,8 @@ def keep(name: str, content: object, packages: Sequence[str]) -> None:
 
 def machine() -> str:
     """Name the processor with its newest instruction sets, and count what this process may use of it."""
-    newest = (processor.instruction_sets() or [])[-2:]
-    return (
-        f"{processor.name()} ({', '.join(newest) or platform.machine()}), {usable_cores()} cores, {platform.system()}"
-    )
+    newest = (cpu.instruction_sets() or [])[-2:]
+    return f"{cpu.name()} ({', '.join(newest) or platform.machine()}), {usable_cores()} cores, {platform.system()}"
 
 
 def _environment() -> dict[str, str]:

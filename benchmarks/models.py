@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from clf_export.deployable import Deployable
-from clf_export.onnx_from_program import onnx_from_program, with_metadata
-from clf_export.program_from_model import program_from_model
+from clf_export.exporters.module import ExportModule
+from clf_export.exporters.onnx import onnx_from_program, with_metadata
+from clf_export.exporters.trace import program_from_model
 from clf_runtime.onnx_file import SPEC_KEY
 from clf_runtime.spec import ModelSpec
-from clf_train.models import build
-from clf_train.order import Order, input_of
+from clf_train.config import TrainConfig, input_of
+from clf_train.models.factory import build
 
 
 def exported(architecture: str, folder: Path) -> Path:
@@ -26,11 +26,11 @@ def exported(architecture: str, folder: Path) -> Path:
         return path
     ours = "-" in architecture
     torch.manual_seed(0)
-    order = Order(model=architecture, size=(28, 28), color="L") if ours else Order(model=architecture)
-    how, normalize = input_of(order, architecture)
+    config = TrainConfig(model=architecture, size=(28, 28), color="L") if ours else TrainConfig(model=architecture)
+    preprocess, normalize = input_of(config, architecture)
     labels = tuple(f"class {index}" for index in range(10 if ours else 1000))
-    spec = ModelSpec(architecture, labels, how, normalize, 1.0, None, None)
-    module = Deployable(build(architecture, how.shape, len(labels)).eval(), spec).eval()
+    spec = ModelSpec(architecture, labels, preprocess, normalize, 1.0, None, None)
+    module = ExportModule(build(architecture, preprocess.shape, len(labels)).eval(), spec).eval()
     graph = onnx_from_program(program_from_model(module, spec))
     folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(with_metadata(graph, {SPEC_KEY: spec.to_json()}))

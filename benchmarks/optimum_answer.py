@@ -1,4 +1,4 @@
-"""Optimum on a picture, as its documentation has it. usage: optimum_answer.py IMAGE
+"""Optimum on an image, as its documentation has it. usage: optimum_answer.py IMAGE
 
 MobileNetV2 as ONNX, made once in the working folder; its weights are random, which changes no time.
 """

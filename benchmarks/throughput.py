@@ -1,8 +1,8 @@
-"""Many pictures: what clf-run's pipeline reaches of what the processor allows, and what it needs for that.
+"""Many images: what clf-run's pipeline reaches of what the processor allows, and what it needs for that.
 
 usage: throughput.py [reach|processes|memory|photos]... [--data DIR] [--rounds N] [--ultralytics PYTHON]
 
-The limit is cores / (processor seconds per picture of decoding with resizing, and of inference in batches of 8), each
+The limit is cores / (processor seconds per image of decoding with resizing, and of inference in batches of 8), each
 measured alone on one thread. It and the pipeline are measured in turn, since the machine drifts; medians. --data has
 photos/ with JPEG files, and mnist/ in torchvision's layout; by default what CLF_TEST_DATA names.
 """
@@ -27,7 +27,7 @@ from PIL import Image
 
 from clf_runtime import Classifier
 from clf_runtime.machine import usable_cores
-from clf_runtime.preprocess import pixels_from_picture
+from clf_runtime.preprocess import pixels_from_image
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -40,52 +40,52 @@ WARM, MEASURED = 2.0, 8.0  # seconds
 
 @dataclass(frozen=True)
 class Load:
-    """A model and the pictures for it."""
+    """A model and the images for it."""
 
     model: Path
-    pictures: list[str]
+    images: list[str]
 
 
 def classifier_for(model: Path) -> Classifier:
-    """Open a model as clf-run does for more than one picture."""
+    """Open a model as clf-run does for more than one image."""
     return Classifier.load(model, device="cpu", threads=CORES, workers=CORES)
 
 
-def limit(classifier: Classifier, pictures: Sequence[str]) -> float:
-    """Give pictures per second, if every core did nothing but decode, resize and infer as one thread does alone."""
+def limit(classifier: Classifier, images: Sequence[str]) -> float:
+    """Give images per second, if every core did nothing but decode, resize and infer as one thread does alone."""
     seconds = 0.0
-    for start in range(0, len(pictures), BATCH):
+    for start in range(0, len(images), BATCH):
         started = time.thread_time()
-        pixels = [pixels_from_picture(each, classifier.spec.preprocess) for each in pictures[start : start + BATCH]]
+        pixels = [pixels_from_image(each, classifier.spec.preprocess) for each in images[start : start + BATCH]]
         decoded = time.thread_time()
         batch = np.stack(pixels)
         ready = time.thread_time()
-        classifier.logits(batch)
+        classifier.run(batch)
         seconds += time.thread_time() - ready + decoded - started
-    return CORES * len(pictures) / seconds
+    return CORES * len(images) / seconds
 
 
-def rate(classifier: Classifier, pictures: Sequence[str]) -> float:
-    """Give pictures per second of the pipeline."""
+def rate(classifier: Classifier, images: Sequence[str]) -> float:
+    """Give images per second of the pipeline."""
     started = time.perf_counter()
-    count = sum(1 for _ in classifier.predict_files(pictures))
+    count = sum(1 for _ in classifier.predict_files(images))
     return count / (time.perf_counter() - started)
 
 
 def reach(load: Load, rounds: int) -> dict[str, object]:
     """Measure limit, pipeline, limit, pipeline, … and relate each run to the mean of the limits around it."""
     classifier = classifier_for(load.model)
-    rate(classifier, load.pictures[:500])
-    limits, rates = [limit(classifier, load.pictures)], []
+    rate(classifier, load.images[:500])
+    limits, rates = [limit(classifier, load.images)], []
     for _ in range(rounds):
-        rates.append(rate(classifier, load.pictures))
-        limits.append(limit(classifier, load.pictures))
+        rates.append(rate(classifier, load.images))
+        limits.append(limit(classifier, load.images))
     shares = [given / (sum(around) / 2) for given, around in zip(rates, itertools.pairwise(limits), strict=True)]
     return {
         "model": load.model.stem,
-        "pictures": len(load.pictures),
+        "images": len(load.images),
         "limit": round(statistics.median(limits)),
-        "pictures_per_second": round(statistics.median(rates)),
+        "images_per_second": round(statistics.median(rates)),
         "reached": round(statistics.median(shares), 3),
         "reached_in_each_round": [round(each, 3) for each in shares],
     }
@@ -116,14 +116,14 @@ def processes(load: Load, rounds: int) -> dict[str, object]:
 _PROCESS = """
 import itertools, os, sys, time
 from clf_runtime import Classifier
-model, cores, warm, measured, *pictures = sys.argv[1:]
+model, cores, warm, measured, *images = sys.argv[1:]
 classifier = Classifier.load(model, device="cpu", threads=int(cores), workers=int(cores))
 print("ready", flush=True)
 sys.stdin.readline()
 begin = time.monotonic() + float(warm)
 end = begin + float(measured)
 count = 0
-for _ in classifier.predict_files(itertools.cycle(pictures)):
+for _ in classifier.predict_files(itertools.cycle(images)):
     now = time.monotonic()
     if now > end:
         break
@@ -134,7 +134,7 @@ os._exit(0)
 
 
 def _rate_of_processes(load: Load, count: int) -> float:
-    command = [sys.executable, "-c", _PROCESS, str(load.model), str(CORES), str(WARM), str(MEASURED), *load.pictures]
+    command = [sys.executable, "-c", _PROCESS, str(load.model), str(CORES), str(WARM), str(MEASURED), *load.images]
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
     ]
@@ -152,10 +152,10 @@ def _rate_of_processes(load: Load, count: int) -> float:
 
 
 def memory(load: Load, few: int = 1_000, many: int = 100_000) -> dict[str, object]:
-    """Compare the resident memory after many pictures with that after few, in the same run."""
+    """Compare the resident memory after many images with that after few, in the same run."""
     classifier = classifier_for(load.model)
     after = {}
-    for count, _ in enumerate(classifier.predict_files(itertools.islice(itertools.cycle(load.pictures), many)), 1):
+    for count, _ in enumerate(classifier.predict_files(itertools.islice(itertools.cycle(load.images), many)), 1):
         if count in (few, many):
             after[count] = _resident_mb()
     grown = round(after[many] - after[few], 2)
@@ -170,7 +170,7 @@ def _resident_mb() -> float:
 def photos(load: Load, rounds: int, ultralytics: str | None) -> list[dict[str, object]]:
     """Time 200 photographs from exec to the last answer, beside Ultralytics where its Python is named."""
     with tempfile.TemporaryDirectory() as folder:
-        for number, path in enumerate(load.pictures[:PHOTOS]):
+        for number, path in enumerate(load.images[:PHOTOS]):
             (Path(folder) / f"{number:03}.jpg").symlink_to(path)
         ours = "clf-run FOLDER"
         commands = {ours: [str(BIN / "clf-run"), folder, "--model", str(load.model)]}
@@ -180,7 +180,7 @@ def photos(load: Load, rounds: int, ultralytics: str | None) -> list[dict[str, o
 
 
 def mnist(data: Path, folder: Path) -> list[str]:
-    """Write the 10,000 test pictures of MNIST as PNG files."""
+    """Write the 10,000 test images of MNIST as PNG files."""
     raw = next(data.rglob("t10k-images-idx3-ubyte")).read_bytes()
     paths = []
     for number, pixels in enumerate(np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)):
@@ -213,8 +213,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         digits = mnist(Path(asked.data) / "mnist", Path(folder))
-        pictures = [str(path) for path in sorted((Path(asked.data) / "photos").iterdir())]
-        large = list(itertools.islice(itertools.cycle(pictures), PHOTOS))
+        images = [str(path) for path in sorted((Path(asked.data) / "photos").iterdir())]
+        large = list(itertools.islice(itertools.cycle(images), PHOTOS))
         mobile, small = Load(exported("mobilenet_v3_small"), large * 2), exported("small-resnet")
         packages = ["onnxruntime", "numpy", "pillow"]
         if "reach" in (asked.what or "reach"):

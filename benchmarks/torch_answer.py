@@ -8,16 +8,16 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from clf_train.models import build
+from clf_train.models.factory import build
 
 spec = json.loads(Path(sys.argv[1], "model.json").read_text())
-how = spec["preprocess"]
-size = how["height"], how["width"]
-model = build(spec["architecture"], (*size, 1 if how["color"] == "L" else 3), len(spec["labels"]))
+preprocess = spec["preprocess"]
+size = preprocess["height"], preprocess["width"]
+model = build(spec["architecture"], (*size, 1 if preprocess["color"] == "L" else 3), len(spec["labels"]))
 model.load_state_dict(torch.load(Path(sys.argv[1], "model.pt"), weights_only=True))
 model.eval()
 normalize = transforms.Normalize(spec["normalize"]["mean"], spec["normalize"]["std"])
 prepare = transforms.Compose([transforms.Resize(size), transforms.ToTensor(), normalize])
 with torch.inference_mode():
-    logits = model(prepare(Image.open(sys.argv[2]).convert(how["color"]))[None])
+    logits = model(prepare(Image.open(sys.argv[2]).convert(preprocess["color"]))[None])
 print(sys.argv[2], spec["labels"][logits.argmax()])

@@ -7,7 +7,7 @@ epoch, {"train_s", "accuracy"}, its time without evaluation. DATA_ROOT has mnist
 cifar10/ (train/ and test/ with a folder of JPEG files per class).
 
 On our side the clock runs from the first look at the data to the end of the last step: finding, reading and decoding
-every picture (the held-out ones too), training, and validating after each epoch. Imports count on neither side.
+every image (the held-out ones too), training, and validating after each epoch. Imports count on neither side.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Case:
     """An aim: to be so accurate within a share of the time that a tutorial takes for so many epochs."""
 
     name: str
-    order: dict[str, object]  # of clf-train
+    config: dict[str, object]  # of clf-train
     tutorial: str | None
     epochs: int  # the tutorial's
     accuracy: float
@@ -55,12 +55,12 @@ class Clock:
         self.started = time.perf_counter()
         self.read_s = self.trained_s = 0.0
 
-    def decoding(self, pictures: int) -> None: ...
-    def decoded(self, pictures: int) -> None: ...
-    def stepped(self, pictures_done: int) -> None: ...
+    def decoding(self, images: int) -> None: ...
+    def decoded(self, images: int) -> None: ...
+    def stepped(self, images_done: int) -> None: ...
     def noticed(self, what: str) -> None: ...
 
-    def fitting(self, order: str, epochs: float, pictures: int, done: int) -> None:
+    def trainer(self, config: str, epochs: float, images: int, done: int) -> None:
         """Everything was read."""
         self.read_s = time.perf_counter() - self.started
 
@@ -69,29 +69,29 @@ class Clock:
         self.trained_s = time.perf_counter() - self.started
 
 
-def train_once(order: dict[str, object]) -> None:
+def train_once(config: dict[str, object]) -> None:
     """In a process of its own: train, and print the times and the held-out accuracy."""
     import torchvision  # noqa: F401 (counted on neither side)
 
     from clf_train.allocator import keep_freed_memory
-    from clf_train.order import Order
+    from clf_train.config import TrainConfig
     from clf_train.training import train
 
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock()
-        metrics = train(Order(**order), Path(folder), clock).spec.metrics  # type: ignore[arg-type]
+        metrics = train(TrainConfig(**config), Path(folder), clock).spec.metrics  # type: ignore[arg-type]
     print(json.dumps({"seconds": clock.trained_s, "read_seconds": clock.read_s, "accuracy": metrics.accuracy}))
 
 
 def ours(case: Case, data_root: Path) -> dict[str, float]:
     """Train as `case` says."""
-    order = dict(case.order)
-    if order["data"] == "mnist":
-        order["data_root"] = str(data_root / "mnist")
-    elif order["data"] == "cifar10":
-        order["data"] = str(data_root / "cifar10")
-    return _json_lines([sys.executable, __file__, "--once", json.dumps(order)])[-1]
+    config = dict(case.config)
+    if config["data"] == "mnist":
+        config["data_root"] = str(data_root / "mnist")
+    elif config["data"] == "cifar10":
+        config["data"] = str(data_root / "cifar10")
+    return _json_lines([sys.executable, __file__, "--once", json.dumps(config)])[-1]
 
 
 def theirs(script: Path, case: Case, data_root: Path) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Ultralytics on a picture or a folder of them, as its documentation has it. usage: ultralytics_answers.py IMAGE|DIR
+"""Ultralytics on an image or a folder of them, as its documentation has it. usage: ultralytics_answers.py IMAGE|DIR
 
 yolo11n-cls as ONNX, made once in the working folder; its weights are random, which changes no time.
 """

@@ -2,7 +2,7 @@
 
 usage: zoo.py [NAME]...
 
-The weights are random, and so are the 8 pictures: what is asked is whether the graph is the network. A difference is
+The weights are random, and so are the 8 images: what is asked is whether the graph is the network. A difference is
 told as a share of the logits' scale, their largest |value|, and has to stay within 1e-4. What ONNX cannot hold is
 exported as pt2, with the reason beside it. Names given leave the other rows of the table as they are.
 """
@@ -22,49 +22,49 @@ import numpy as np
 import torch
 from measure import RESULTS, keep
 
-from clf_export.deployable import Deployable
-from clf_export.graphs import Graph
-from clf_export.onnx_from_program import onnx_from_program
-from clf_export.program_from_model import program_from_model
-from clf_export.pt2_from_program import Pt2Model, pt2_bytes
+from clf_export.exporters.module import ExportModule
+from clf_export.exporters.onnx import onnx_from_program
+from clf_export.exporters.pt2 import Pt2Model, pt2_bytes
+from clf_export.exporters.trace import program_from_model
+from clf_export.quantize.graph import Graph
 from clf_runtime.errors import ClfError
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
 from clf_runtime.spec import ModelSpec
-from clf_train.models import build
-from clf_train.order import Order, input_of
+from clf_train.config import TrainConfig, input_of
+from clf_train.models.factory import build
 from clf_train.registry import TORCHVISION
 
 CLASSES = 1000
-PICTURES = 8
+IMAGES = 8
 WITHIN = 1e-4
-SPREAD = 0.01  # of the logits' scale, from picture to picture
+SPREAD = 0.01  # of the logits' scale, from image to image
 
 
-def deployable(name: str) -> tuple[Deployable, ModelSpec]:
+def deployable(name: str) -> tuple[ExportModule, ModelSpec]:
     """Build one network with random weights, and what it would be exported with."""
     torch.manual_seed(0)
-    how, normalize = input_of(Order(model=name), name)
+    preprocess, normalize = input_of(TrainConfig(model=name), name)
     spec = ModelSpec(
         architecture=name,
         labels=tuple(map(str, range(CLASSES))),
-        preprocess=how,
+        preprocess=preprocess,
         normalize=normalize,
         temperature=1.0,
         metrics=None,
         provenance=None,
     )
-    network = build(name, how.shape, CLASSES).eval()
+    network = build(name, preprocess.shape, CLASSES).eval()
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
             torch.nn.init.normal_(layer.weight, std=0.02)  # a transformer's head begins as zeros: nothing to compare
-    return Deployable(network, spec).eval(), spec
+    return ExportModule(network, spec).eval(), spec
 
 
 def row(name: str) -> dict[str, object]:
     """Export one network and compare it with eager PyTorch."""
     module, spec = deployable(name)
-    pixels = np.random.default_rng(0).integers(0, 256, (PICTURES, *spec.preprocess.shape), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, *spec.preprocess.shape), dtype=np.uint8)
     wanted = _telling_logits(module, pixels)
     parameters = sum(each.numel() for each in module.parameters())
     result: dict[str, object] = {
@@ -95,8 +95,8 @@ def row(name: str) -> dict[str, object]:
     }
 
 
-def _telling_logits(module: Deployable, pixels: UInt8Array) -> Float32Array:
-    """Give PyTorch's answers, which have to differ from picture to picture: else they are the last layer's bias."""
+def _telling_logits(module: ExportModule, pixels: UInt8Array) -> Float32Array:
+    """Give PyTorch's answers, which have to differ from image to image: else they are the last layer's bias."""
 
     def logits() -> Float32Array:
         with torch.inference_mode():
@@ -106,7 +106,7 @@ def _telling_logits(module: Deployable, pixels: UInt8Array) -> Float32Array:
     first = logits()
     if float(np.ptp(first, axis=0).max()) > SPREAD * float(np.abs(first).max()):
         return first
-    # Batch normalisation that was never trained lets the signal fade; so it sees these pictures once.
+    # Batch normalisation that was never trained lets the signal fade; so it sees these images once.
     norms = [each.train() for each in module.modules() if isinstance(each, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0
@@ -119,14 +119,14 @@ def _telling_logits(module: Deployable, pixels: UInt8Array) -> Float32Array:
 
 
 def _logits_by_onnx(content: bytes, pixels: UInt8Array) -> Float32Array:
-    return Graph(content).logits(pixels)[0]
+    return Graph(content).run(pixels)[0]
 
 
 def _logits_by_pt2(content: bytes, pixels: UInt8Array) -> Float32Array:
     with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
         file.write(content)
         file.flush()
-        return Pt2Model(Path(file.name), ()).logits(pixels)[0]
+        return Pt2Model(Path(file.name), ()).run(pixels)[0]
 
 
 def main() -> None:

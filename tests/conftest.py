@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -118,9 +122,16 @@ def _zygote() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which clf-train and clf-export have run: its artifacts/ is never written to again."""
-    folder = tmp_path_factory.mktemp("home")
+def home(request: pytest.FixtureRequest) -> Path:
+    """A folder in which clf-train and clf-export have run: its artifacts/ is never written to again.
+
+    It is built once for all workers and for both halves of `make test`: it lies in pytest's cache, under the digest of
+    everything it is made from.
+    """
+    return build_once(request.config, "home", _train_and_export)
+
+
+def _train_and_export(folder: Path) -> None:
     trained = call("clf-train", cwd=folder)
     assert trained.code == 0, trained.err
     everything = ("-f", "onnx", "-f", "torchscript", "-f", "pt2", "-p", "fp32", "-p", "fp16", "-p", "int8")
@@ -128,7 +139,35 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert exported.code == 0, exported.err
     (folder / "trained.txt").write_text(trained.out)
     (folder / "exported.txt").write_text(exported.out)
+
+
+def build_once(config: pytest.Config, name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder that `build` has filled, in this worker or in another one, for these very sources."""
+    cache = ROOT / ".pytest_cache" if config.cache is None else Path(str(config.cache.mkdir("built")))
+    folder = cache / f"{name}-{_digest_of_sources()}"
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            for outdated in cache.glob(f"{name}-*"):
+                shutil.rmtree(outdated)
+            unfinished = cache / f"unfinished-{name}"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            build(unfinished)
+            unfinished.rename(folder)
     return folder
+
+
+@functools.cache
+def _digest_of_sources() -> str:
+    """Return a digest of the packages' files and of the versions of everything that is installed."""
+    digest = hashlib.sha256()
+    files = (path for package in ("runtime", "train", "export") for path in (ROOT / package).rglob("*"))
+    for path in (*sorted(path for path in files if path.is_file() and path.suffix != ".pyc"), Path(__file__)):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    for distribution in sorted(f"{each.metadata['Name']} {each.version}" for each in metadata.distributions()):
+        digest.update(distribution.encode())
+    return digest.hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +184,7 @@ def model(artifacts: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def samples(artifacts: Path) -> list[Path]:
-    """Real held-out pictures, named LABEL-N.png."""
+    """Real held-out images, named LABEL-N.png."""
     return sorted((artifacts / "samples").iterdir())
 
 

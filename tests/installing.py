@@ -1,4 +1,4 @@
-"""What an installer leaves of a wheel, for those who look for it."""
+"""The metadata that an installer leaves of a wheel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def installed(folder: Path, name: str, version: str, owns: str) -> None:
-    """Have `folder` say that a wheel is installed there, and owns a file."""
+    """Write metadata into `folder` as if a wheel that owns one file were installed there."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

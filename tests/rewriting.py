@@ -1,4 +1,4 @@
-"""Files as someone could write them who knows the format: a digest that fits, and other content."""
+"""Model files with changed content and a matching digest, as someone who knows the format could write them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clf_runtime.onnx_file import footer
 
 
 def rewritten(model: Path, target: Path, **metadata: str) -> Path:
-    """Copy a model with other metadata and a digest that fits, as someone could who knows the format."""
+    """Copy a model with changed metadata and a matching digest."""
     loaded = onnx.load(model)
     kept = {entry.key: entry.value for entry in loaded.metadata_props if entry.key != "clf.sha256"} | metadata
     del loaded.metadata_props[:]

@@ -1,4 +1,4 @@
-"""docs/artifact-format.md says all that the code says, so that a reader in another language can be written from it."""
+"""docs/artifact-format.md agrees with the code, so that a reader can be written from it in another language."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from clf_export.proof import TOLERANCE, Parity
+from clf_export.parity.check import TOLERANCE, Parity
 from clf_runtime import artifacts, onnx_file, preprocess, spec
-from clf_runtime.errors import PICTURE_FAULTS
-from clf_runtime.selftest import Case, SelfTest
+from clf_runtime.diagnostics.selftest import Case, SelfTest
+from clf_runtime.errors import IMAGE_ERROR_KINDS
 from clf_runtime.spec import ModelSpec
 
 PAGE = (Path(__file__).parent.parent / "docs" / "artifact-format.md").read_text(encoding="utf-8")
@@ -21,15 +21,15 @@ EXAMPLES = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", P
 
 
 def paths(kind: type, prefix: str = "") -> list[str]:
-    """Name every field of a dataclass, those of dataclasses inside it with a dot."""
+    """Return the name of every field of a dataclass; those of nested dataclasses have a dot."""
     hints = get_type_hints(kind)
     names = []
-    for each in fields(kind):
-        hint = hints[each.name]
-        names.append(prefix + each.name)
+    for field in fields(kind):
+        hint = hints[field.name]
+        names.append(prefix + field.name)
         for inner in (hint, *get_args(hint)):
             if is_dataclass(inner) and isinstance(inner, type):
-                names += paths(inner, f"{prefix}{each.name}.")
+                names += paths(inner, f"{prefix}{field.name}.")
     return names
 
 
@@ -37,69 +37,69 @@ def constants(module: Any, pattern: str) -> list[str]:
     return [value for name, value in vars(module).items() if re.fullmatch(pattern, name) and isinstance(value, str)]
 
 
-def test_the_fields_of_the_spec_are_found_to_their_last_level():
+def test_nested_fields_of_the_spec_are_found():
     assert {"labels", "preprocess.crop_ratio", "metrics.loss", "provenance.versions"} <= set(paths(ModelSpec))
 
 
 @pytest.mark.parametrize("path", paths(ModelSpec))
-def test_every_field_of_the_spec_is_described(path):
+def test_every_field_of_the_spec_is_documented(path):
     assert re.search(rf"^\| .*`{re.escape(path)}`.* \| .+ \| .+ \|$", PAGE, re.MULTILINE)
 
 
-def test_every_field_described_is_one_of_the_spec():
+def test_every_documented_field_exists_in_the_spec():
     section = PAGE.split("\n## The spec\n")[1].split("\n## ")[0]
-    described = re.findall(r"`([a-z0-9_.]+)`", " ".join(re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)))
-    assert sorted(described) == sorted(paths(ModelSpec))
+    documented = re.findall(r"`([a-z0-9_.]+)`", " ".join(re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)))
+    assert sorted(documented) == sorted(paths(ModelSpec))
 
 
-@pytest.mark.parametrize("choices", [spec.Color, spec.Fit, spec.Resample])
-def test_every_choice_of_the_spec_is_named(choices):
+@pytest.mark.parametrize("choices", [spec.Color, spec.ResizeMode, spec.Resample])
+def test_every_choice_of_the_spec_is_documented(choices):
     for choice in get_args(choices):
         assert f'`"{choice}"`' in PAGE
 
 
 @pytest.mark.parametrize("kind", [SelfTest, Case, Parity])
-def test_every_field_of_the_proof_is_described(kind):
+def test_every_field_of_the_self_test_and_the_parity_record_is_documented(kind):
     for path in paths(kind):
         assert re.search(rf"^\| .*`{path.split('.')[-1]}`.* \|", PAGE, re.MULTILINE), path
 
 
 @pytest.mark.parametrize("key", constants(onnx_file, r"[A-Z]+_KEY"))
-def test_every_metadata_key_is_described(key):
+def test_every_metadata_key_is_documented(key):
     assert key.startswith("clf.")
     assert f"\n| `{key}` |" in PAGE
 
 
 @pytest.mark.parametrize("name", constants(artifacts, r"[A-Z]+"))
-def test_every_name_in_the_folder_is_described(name):
+def test_every_file_of_an_artifacts_folder_is_documented(name):
     assert re.search(rf"^\| `{re.escape(name)}/?` \|", PAGE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("kind", PICTURE_FAULTS)
-def test_every_way_to_refuse_a_picture_is_described(kind):
+@pytest.mark.parametrize("kind", IMAGE_ERROR_KINDS)
+def test_every_kind_of_image_error_is_documented(kind):
     assert f"\n| `{kind}` |" in PAGE
 
 
 def test_the_example_of_a_spec_is_accepted():
-    (example,) = (each for each in EXAMPLES if "labels" in each)
+    (example,) = (block for block in EXAMPLES if "labels" in block)
     assert json.loads(ModelSpec.from_json(json.dumps(example), "the page").to_json()) == example
 
 
-def test_the_examples_of_the_proof_have_exactly_the_fields_there_are():
-    (selftest,) = (each for each in EXAMPLES if "cases" in each)
-    assert set(selftest) == {each.name for each in fields(SelfTest)}
-    assert set(selftest["cases"][0]) == {each.name for each in fields(Case)}
+def test_the_examples_of_self_test_and_parity_have_exactly_the_fields_of_the_code():
+    (selftest,) = (block for block in EXAMPLES if "cases" in block)
+    assert set(selftest) == {field.name for field in fields(SelfTest)}
+    assert set(selftest["cases"][0]) == {field.name for field in fields(Case)}
     assert selftest["tolerance"] == TOLERANCE
-    (parity,) = (each for each in EXAMPLES if "flipped" in each)
-    assert set(parity) == {each.name for each in fields(Parity)}
+    (parity,) = (block for block in EXAMPLES if "flipped" in block)
+    assert set(parity) == {field.name for field in fields(Parity)}
 
 
-def test_the_table_of_runtimes_is_the_one_that_the_code_goes_by():
+def test_the_table_of_runtimes_matches_the_code():
     rows = re.findall(r"^\| (1\.\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
     assert tuple((version, int(opset), int(ir)) for version, opset, ir in rows) == onnx_file.RUNTIMES
 
 
-def test_the_footer_is_byte_for_byte_the_one_that_is_written():
+def test_the_documented_footer_is_the_written_one_byte_for_byte():
     table = PAGE.split("| offset | bytes | meaning |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (\d+) \| `([0-9A-F ]+)` \|", table, re.MULTILINE)
     written = b""
@@ -110,16 +110,16 @@ def test_the_footer_is_byte_for_byte_the_one_that_is_written():
     assert f"The last {onnx_file.FOOTER_BYTES} bytes of the file" in PAGE
 
 
-def test_what_a_reader_must_refuse_is_named():
+def test_everything_a_reader_must_reject_is_documented():
     assert f"no metadata key `{onnx_file._SESSION_OPTIONS_KEY}`" in PAGE
     domains = re.search(r"Every domain of opset_import is one of ([^.]*(?:\.[a-z][^.]*)*)\. A", PAGE)
     assert domains is not None
-    assert {each.strip('"') for each in re.findall(r"`([^`]*)`", domains[1])} == onnx_file._DOMAINS | set(
+    assert {name.strip('"') for name in re.findall(r"`([^`]*)`", domains[1])} == onnx_file._DOMAINS | set(
         onnx_file._DEFAULT_DOMAIN
     )
 
 
-def test_the_limits_are_those_of_the_code():
+def test_the_limits_match_the_code():
     assert f"at most {preprocess.MAX_PIXELS:,}" in PAGE
     assert f"whole number, 1 to {spec.MAX_SIDE} " in PAGE
     assert f"It describes format {spec.FORMAT}." in PAGE

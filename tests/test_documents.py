@@ -1,4 +1,4 @@
-"""What the documents say is so: commands, flags, exit codes, examples."""
+"""The documents agree with the code: commands, options, exit codes, examples."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import pytest
 
 from clf_export.cli import command as export_command
 from clf_runtime import Classifier, errors
+from clf_runtime.bench.cli import command as bench_command
 from clf_runtime.cli import command as run_command
-from clf_runtime.cli_bench import command as bench_command
-from clf_runtime.errors import PICTURE_FAULTS
+from clf_runtime.errors import IMAGE_ERROR_KINDS
 from clf_train.cli import command as train_command
 from clf_train.cli_import import command as import_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = {each.name: each for each in (train_command, import_command, export_command, run_command, bench_command)}
+COMMANDS = {
+    command.name: command for command in (train_command, import_command, export_command, run_command, bench_command)
+}
 
 
 def flags(command: click.Command) -> set[str]:
@@ -28,28 +30,27 @@ def flags(command: click.Command) -> set[str]:
 
 
 def mentions(text: str) -> list[tuple[str, set[str]]]:
-    """Give every command line in a text: the command, and the flags up to the next command or the line's end."""
+    """Return every command line in a text: the command, and its options up to the next command or the line's end."""
     found = []
     for line in text.splitlines():
-        for part in re.split(r"(?=\bclf-(?:train|import|export|run|bench)\b(?! -m))", line):
-            named = re.match(r"(clf-\w+)\b", part)
-            if named:
-                code = re.split(r"[|;`&]| && ", part)[0]
-                found.append((named.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))
+        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|bench)\b(?! -m))", line):
+            name = re.match(r"(clf-\w+)\b", segment)
+            if name:
+                code = re.split(r"[|;`&]| && ", segment)[0]
+                found.append((name.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))
     return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_and_flag_that_a_page_names_exists(page):
-    named = mentions(page.read_text())
-    for command, used in named:
+def test_every_command_and_option_on_a_page_exists(page):
+    for command, used in mentions(page.read_text()):
         assert command in COMMANDS
         unknown = {flag for flag in used - flags(COMMANDS[command]) if not flag.startswith("--no-")}
         assert not unknown, f"{page.name}: {command} has no {unknown}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_page_of_commands_names_every_flag(name):
+def test_the_command_reference_covers_every_option(name):
     text = (ROOT / "docs/commands.md").read_text()
     section = text.partition(f"## {name}")[2].partition("\n## ")[0] + text.partition("## clf-train")[0]
     long = {flag for flag in flags(COMMANDS[name]) if flag.startswith("--")} - {"--help", "--version"}
@@ -57,7 +58,7 @@ def test_the_page_of_commands_names_every_flag(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_examples_of_a_command_are_commands(name):
+def test_the_examples_in_the_help_are_valid_commands(name):
     examples = [line.strip() for line in COMMANDS[name].epilog.splitlines() if re.match(r"\s+(cat \S+ \| )?clf-", line)]
     assert len(examples) >= 3
     for example in examples:
@@ -65,20 +66,20 @@ def test_the_examples_of_a_command_are_commands(name):
             assert used <= flags(COMMANDS[command])
 
 
-def test_the_exit_codes_are_those_of_the_code():
+def test_the_exit_codes_match_the_code():
     listed = re.findall(r"^\| (\d+) \|", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     assert {int(code) for code in listed} == codes
 
 
-def test_the_kinds_of_fault_are_those_of_the_code():
+def test_the_kinds_of_image_errors_match_the_code():
     listed = dict(
         re.findall(r"^\| `([\w-]+)` \| (.+) \|$", (ROOT / "docs/commands.md").read_text(), flags=re.MULTILINE)
     )
-    assert {kind: listed.get(kind) for kind in PICTURE_FAULTS} == PICTURE_FAULTS
+    assert {kind: listed.get(kind) for kind in IMAGE_ERROR_KINDS} == IMAGE_ERROR_KINDS
 
 
-def test_the_example_of_the_library_runs(model, samples, tmp_path, monkeypatch, capsys):
+def test_the_python_example_of_the_readme_runs(model, samples, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     shutil.copy(model, "model.onnx")
@@ -91,7 +92,7 @@ def test_the_example_of_the_library_runs(model, samples, tmp_path, monkeypatch, 
     assert "Prediction(path='b.jpg'" in lines[2]
 
 
-def test_the_examples_of_the_page_of_the_library_give_what_it_says(model, samples, tmp_path, monkeypatch):
+def test_the_examples_of_the_library_page_print_what_it_says(model, samples, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(model, "model.onnx")
     classifier = Classifier.load(model)
@@ -102,12 +103,12 @@ def test_the_examples_of_the_page_of_the_library_give_what_it_says(model, sample
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_another_page_leads_somewhere(page):
+def test_every_link_to_another_page_has_a_target(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
 
 
-def test_every_file_that_the_architecture_names_exists():
+def test_every_file_in_the_architecture_exists():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     table = text.partition("## What lives where")[2].partition("## Decisions")[0]
     packages = {"clf_runtime": "runtime", "clf_train": "train", "clf_export": "export"}
@@ -120,7 +121,7 @@ def test_every_file_that_the_architecture_names_exists():
             assert (ROOT / packages[folder] / folder / rest).exists() or rest == "cli.py", name
 
 
-def test_no_page_and_no_file_names_a_package_index_or_a_path_of_one_machine():
+def test_no_file_contains_an_index_address_or_a_machine_specific_path():
     import subprocess
 
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")

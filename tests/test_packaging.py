@@ -1,4 +1,4 @@
-"""The wheel, in a clean environment: what a device gets, and nothing else."""
+"""The wheel in a clean environment, as on a device."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from awkward import awkward_pictures
 from conftest import ROOT, checked, environment
+from odd_images import odd_images
 
 MOST_BYTES = 150_000_000
 
 
-def needs_of(wheel: Path) -> list[str]:
+def requirements_of(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         return email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
@@ -24,20 +24,20 @@ def needs_of(wheel: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def device(wheel, tmp_path_factory) -> Path:
-    """An environment with the wheel and its [cpu] extra, as on a device; gives its folder."""
+    """The folder of an environment with the wheel and its [cpu] extra, as on a device."""
     return environment(tmp_path_factory.mktemp("device") / "venv", f"{wheel}[cpu]")
 
 
 @pytest.fixture(scope="session")
 def oldest(wheel, tmp_path_factory) -> Path:
-    """Likewise, with the oldest of each dependency that the wheel allows and this Python has."""
+    """Likewise, with the oldest version of each dependency that the wheel allows and this Python has."""
     options = ("--resolution", "lowest-direct", "--only-binary", ":all:")
-    needs = [need.partition(";")[0] for need in needs_of(wheel) if "extra" not in need or "'cpu'" in need]
+    needs = [need.partition(";")[0] for need in requirements_of(wheel) if "extra" not in need or "'cpu'" in need]
     assert len(needs) == 4
     return environment(tmp_path_factory.mktemp("oldest") / "venv", f"{wheel}[cpu]", *needs, options=options)
 
 
-def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
+def test_the_wheel_contains_the_three_packages_their_templates_and_the_license(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
@@ -46,12 +46,14 @@ def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"clf_runtime", "clf_train", "clf_export", info}
     assert {f"{package}/py.typed" for package in tops - {info}} <= set(names)
-    assert {f"clf_train/{name}" for name in ("report.html.j2", "preview.html.j2", "page.css")} <= set(names)
-    assert {f"clf_export/{name}" for name in ("exported.html.j2", "only_exported.html.j2")} <= set(names)
+    assert {f"clf_train/report/templates/{name}" for name in ("report.html.j2", "preview.html.j2", "page.css")} <= set(
+        names
+    )
+    assert {"clf_export/templates/exported.html.j2"} <= set(names)
     assert f"{info}/licenses/LICENSE" in names
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra")) == {"cpu", "gpu", "train", "tensorboard", "export", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"cpu", "gpu", "train", "tensorboard", "export", "docs", "dev"}
     assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
         "clf-bench",
         "clf-export",
@@ -61,14 +63,16 @@ def test_the_wheel_holds_the_three_packages_and_their_terms(wheel):
     ]
 
 
-def test_on_a_device_there_are_only_the_four_and_what_they_need(device):
+@pytest.mark.slow
+def test_a_device_gets_the_four_dependencies_and_what_they_need(device):
     names = {path.name.partition("-")[0].lower() for path in device.rglob("*.dist-info")}
     assert {"clf_edge", "click", "numpy", "pillow", "onnxruntime"} <= names
     assert not names & {"torch", "torchvision", "onnx", "onnxscript", "scikit_learn", "jinja2", "tqdm", "scipy"}
 
 
-def test_in_the_versions_that_are_pinned_it_takes_150_megabytes_at_most(wheel, tmp_path):
-    # Not in the newest ones: since onnxruntime 1.32.0, which has 11 MB more, those take 160.
+@pytest.mark.slow
+def test_with_pinned_versions_it_takes_at_most_150_megabytes(wheel, tmp_path):
+    # Not with the newest versions: onnxruntime 1.32.0 is 11 MB larger, which makes 160.
     pinned = ("--constraint", str(ROOT / "requirements/dev.txt"))
     device = environment(tmp_path / "venv", f"{wheel}[cpu]", options=pinned)
     site = next(device.glob("lib/python*/site-packages"))
@@ -76,15 +80,17 @@ def test_in_the_versions_that_are_pinned_it_takes_150_megabytes_at_most(wheel, t
     assert size <= MOST_BYTES
 
 
-def test_a_device_gives_the_very_answers_that_the_trainer_gives(device, command, home, samples):
+@pytest.mark.slow
+def test_a_device_gives_exactly_the_predictions_of_the_training_machine(device, command, home, samples):
     here = command("clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
     there = checked(device / "bin/clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
     assert there.stdout == here.out
     assert "passed" in checked(device / "bin/clf-run", "--self-test", cwd=home).stdout
 
 
-def test_the_oldest_packages_that_are_allowed_give_the_same_answers(oldest, command, home, tmp_path):
-    for name, path in awkward_pictures(tmp_path).items():
+@pytest.mark.slow
+def test_the_oldest_allowed_packages_give_the_same_predictions(oldest, command, home, tmp_path):
+    for name, path in odd_images(tmp_path).items():
         assert path.name == name
     listed = checked(
         oldest / "bin/python", "-c", "import onnxruntime, PIL; print(onnxruntime.__version__, PIL.__version__)"
@@ -99,8 +105,9 @@ def test_the_oldest_packages_that_are_allowed_give_the_same_answers(oldest, comm
     assert "passed" in checked(oldest / "bin/clf-run", "--self-test", cwd=home).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "extra"), [("clf-train", "train"), ("clf-export", "export")])
-def test_a_command_whose_extra_is_missing_says_what_mends_it(device, tmp_path, program, extra):
+def test_a_command_whose_extra_is_missing_says_what_to_install(device, tmp_path, program, extra):
     done = subprocess.run([device / "bin" / program], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 4
     assert len(done.stderr.strip().splitlines()) == 1
@@ -108,7 +115,8 @@ def test_a_command_whose_extra_is_missing_says_what_mends_it(device, tmp_path, p
     assert checked(device / "bin" / program, "--help").stdout.startswith(f"Usage: {program}")
 
 
-def test_without_its_extra_the_runtime_says_what_mends_it(device, home):
+@pytest.mark.slow
+def test_without_onnxruntime_the_runtime_says_what_to_install(device, home):
     code = "import sys; sys.modules['onnxruntime'] = None; from clf_runtime.cli import main; main()"
     done = subprocess.run(
         [device / "bin/python", "-c", code, "artifacts/samples"], capture_output=True, text=True, cwd=home
@@ -117,7 +125,7 @@ def test_without_its_extra_the_runtime_says_what_mends_it(device, home):
     assert 'pip install "clf-edge[cpu]"' in done.stderr
 
 
-def test_the_pinned_list_names_hashes_and_no_address():
+def test_the_pinned_requirements_have_hashes_and_no_address():
     text = (ROOT / "requirements/dev.txt").read_text()
     pinned = [line for line in text.splitlines() if line and line[0] not in "# "]
     assert len(pinned) > 50

@@ -1,4 +1,4 @@
-"""The whole way, as README tells it: train, export, run."""
+"""The whole pipeline as in the README: train, export, run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from awkward import drawing
+from odd_images import drawing
 from PIL import Image, ImageDraw
 
 from clf_runtime import Classifier
 
 
-def test_from_the_embedded_digits_to_an_answer(command, tmp_path):
+def test_the_embedded_digits_from_training_to_predictions(command, tmp_path):
     trained = command("clf-train", "--epochs", 10)
     assert trained.code == 0
     assert "next: clf-export --format onnx" in trained.out
@@ -25,54 +25,54 @@ def test_from_the_embedded_digits_to_an_answer(command, tmp_path):
     assert exported.code == 0
     assert "next: clf-run artifacts/samples" in exported.err
 
-    answered = command("clf-run", "artifacts/samples", "--format", "jsonl")
-    assert answered.code == 0
-    records = [json.loads(line) for line in answered.out.splitlines()]
-    right = sum(Path(record["path"]).name.startswith(f"{record['label']}-") for record in records)
-    assert right >= 15
+    done = command("clf-run", "artifacts/samples", "--format", "jsonl")
+    assert done.code == 0
+    records = [json.loads(line) for line in done.out.splitlines()]
+    correct = sum(Path(record["path"]).name.startswith(f"{record['label']}-") for record in records)
+    assert correct >= 15
 
-    proven = command("clf-run", "--self-test")
-    assert proven.code == 0
-    assert "labels flipped 0" in proven.out
+    verified = command("clf-run", "--self-test")
+    assert verified.code == 0
+    assert "labels flipped 0" in verified.out
 
-    # As a library, and the file alone: it needs nothing beside it.
+    # As a library, with the file alone: it needs no other file.
     (tmp_path / "artifacts/model.onnx").rename(tmp_path / "elsewhere.onnx")
     classifier = Classifier.load(tmp_path / "elsewhere.onnx", device="cpu", threads=2)
     for record in records:
         assert classifier.predict(tmp_path / record["path"]).label == record["label"]
 
 
-def test_from_a_folder_of_ones_own_to_an_answer(command, tmp_path):
-    source = np.random.default_rng(0)
+def test_a_folder_of_images_from_training_to_predictions(command, tmp_path):
+    random = np.random.default_rng(0)
     for label in ("circle", "square"):
         (tmp_path / "shapes" / label).mkdir(parents=True)
         for number in range(60):
-            shape(label, source).save(tmp_path / "shapes" / label / f"{number}.jpg", quality=90)
+            draw_shape(label, random).save(tmp_path / "shapes" / label / f"{number}.jpg", quality=90)
     assert command("clf-train", "--data", "shapes", "-a", "mine", "--epochs", 20).code == 0
     exported = command("clf-export", "-a", "mine")
     assert exported.code == 0, exported.err
     for label in ("circle", "square"):
-        shape(label, source).resize((900, 700)).save(tmp_path / f"{label}.png")
-    answered = command("clf-run", "-a", "mine", "circle.png", "square.png")
-    assert [line.split("\t")[1] for line in answered.out.splitlines()] == ["circle", "square"]
+        draw_shape(label, random).resize((900, 700)).save(tmp_path / f"{label}.png")
+    done = command("clf-run", "-a", "mine", "circle.png", "square.png")
+    assert [line.split("\t")[1] for line in done.out.splitlines()] == ["circle", "square"]
 
 
-def shape(label: str, source: np.random.Generator) -> Image.Image:
-    """Draw a dark shape somewhere on light paper."""
-    image = Image.new("RGB", (90, 70), tuple(source.integers(200, 256, 3).tolist()))
-    x, y, side = source.integers(22, 30), source.integers(14, 20), source.integers(28, 36)
+def draw_shape(label: str, random: np.random.Generator) -> Image.Image:
+    """Return a dark shape at a random place on a light background."""
+    image = Image.new("RGB", (90, 70), tuple(random.integers(200, 256, 3).tolist()))
+    x, y, side = random.integers(22, 30), random.integers(14, 20), random.integers(28, 36)
     draw = ImageDraw.Draw(image)
     paint = draw.ellipse if label == "circle" else draw.rectangle
-    paint((int(x), int(y), int(x + side), int(y + side)), fill=tuple(source.integers(0, 90, 3).tolist()))
+    paint((int(x), int(y), int(x + side), int(y + side)), fill=tuple(random.integers(0, 90, 3).tolist()))
     return image
 
 
-def test_what_the_device_answers_is_what_pytorch_answers(artifacts, tmp_path):
-    """Bytes of pictures of any size, through the runtime on one side and torchvision and eager PyTorch on the other."""
-    from clf_export.reference import Reference
-    from clf_train import trained
+def test_the_runtime_predicts_what_pytorch_predicts(artifacts, tmp_path):
+    """Encoded images of any size: the runtime against torchvision's transforms and eager PyTorch."""
+    from clf_export.parity.reference import Reference
+    from clf_train.models import saved
 
-    model = trained.load(artifacts)
+    model = saved.load(artifacts)
     paths = []
     for number in range(40):
         path = tmp_path / f"{number}.png"
@@ -85,7 +85,7 @@ def test_what_the_device_answers_is_what_pytorch_answers(artifacts, tmp_path):
 
 @pytest.fixture(scope="session")
 def mnist(tmp_path_factory, test_data):
-    """A model of one epoch of MNIST, exported; for what is about agreement, not about accuracy."""
+    """A model trained for one epoch on MNIST and exported: enough to test agreement, if not accuracy."""
     from conftest import call
 
     folder = tmp_path_factory.mktemp("mnist")
@@ -97,16 +97,17 @@ def mnist(tmp_path_factory, test_data):
     return folder
 
 
-def test_ten_thousand_png_files_get_the_labels_that_pytorch_gives(mnist, test_data, command, tmp_path):
+@pytest.mark.slow
+def test_ten_thousand_png_files_get_the_labels_of_pytorch(mnist, test_data, command, tmp_path):
     from torchvision import datasets, transforms
 
-    from clf_train import trained
+    from clf_train.models import saved
 
     test = datasets.MNIST(test_data / "mnist", train=False)
     (tmp_path / "png").mkdir()
     for index, (image, _) in enumerate(test):
         image.save(tmp_path / "png" / f"{index:05d}.png")
-    model = trained.load(mnist / "artifacts")
+    model = saved.load(mnist / "artifacts")
     normalize = transforms.Normalize(model.spec.normalize.mean, model.spec.normalize.std)
     images = normalize(torch.stack([transforms.functional.to_tensor(image) for image, _ in test]))
     with torch.inference_mode():
@@ -119,8 +120,8 @@ def test_ten_thousand_png_files_get_the_labels_that_pytorch_gives(mnist, test_da
     assert np.mean([record["label"] == str(target) for record, (_, target) in zip(records, test, strict=True)]) > 0.97
 
 
-def test_the_demo_and_the_tests_are_what_the_makefile_says():
-    """`make -n` shows the commands of the two targets without running them."""
+def test_the_makefile_runs_the_demo_and_every_check():
+    """`make -n` shows the commands of both targets without running them."""
     root = Path(__file__).parent.parent
     shown = subprocess.run(["make", "-n", "demo", "test"], cwd=root, capture_output=True, text=True, check=True).stdout
     for expected in (

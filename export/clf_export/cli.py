@@ -9,7 +9,7 @@ import click
 
 from clf_export.formats import FORMATS, PRECISIONS, targets_of
 from clf_runtime import __version__
-from clf_runtime.command import ARTIFACTS_OPTION, run, say
+from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.onnx_file import RUNTIMES
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from clf_export.record import Exported
 
-_HEADER = ("file", "size", "max |Δ logit|", "flipped", "accuracy", "pictures", "latency", "eager", "onnxruntime")
+_HEADER = ("file", "size", "max |Δ logit|", "flipped", "accuracy", "images", "latency", "eager", "onnxruntime")
 
 
 @click.command(
@@ -69,7 +69,7 @@ Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
     metavar="POINTS",
     help="Percentage points of accuracy that fp16 and int8 may lose.",
 )
-@click.option("--data", "-d", metavar="NAME|DIR", help="The pictures of the training.  [default: where they were]")
+@click.option("--data", "-d", metavar="NAME|DIR", help="The images of the training.  [default: where they were]")
 @click.option(
     "--data-root", metavar="DIR", envvar="CLF_DATA_ROOT", help="Where data sets by name lie.  [default: likewise]"
 )
@@ -89,7 +89,7 @@ def command(
     model: str | None,
     overwrite: bool,
 ) -> None:
-    """Export a finished model, and prove each file on real held-out pictures before it gets its name."""
+    """Export a finished model, and prove each file on real held-out images before it gets its name."""
     from pathlib import Path
 
     from clf_export.exporting import export
@@ -112,7 +112,7 @@ def command(
 
 def main() -> NoReturn:
     """Run the command; the entry point."""
-    run(command)
+    execute(command)
 
 
 def _table(exported: Sequence[Exported]) -> str:
@@ -126,7 +126,7 @@ def _table(exported: Sequence[Exported]) -> str:
                 f"{parity.max_difference:.1e}",
                 str(parity.flipped),
                 f"{parity.accuracy:.2%}",
-                f"{parity.accuracy_pictures:,}",
+                f"{parity.accuracy_images:,}",
                 f"{each.latency_ms:.2f} ms",
                 f"{each.eager_latency_ms:.2f} ms",
                 f"{each.oldest_onnxruntime}+" if each.oldest_onnxruntime else "-",

@@ -10,28 +10,28 @@ from pathlib import Path
 
 import torch
 
-from clf_export.carried import selftest_from_evidence
-from clf_export.deployable import Deployable
-from clf_export.evidence import Evidence, evidence_from_data
+from clf_export.exporters.module import ExportModule
+from clf_export.exporters.onnx import OLDEST_RUNTIME, highest_opset, onnx_from_program, with_metadata
+from clf_export.exporters.pt2 import Pt2Model, pt2_bytes
+from clf_export.exporters.torchscript import TorchScriptModel, torchscript_bytes, torchscript_from_model
+from clf_export.exporters.trace import program_from_model
 from clf_export.formats import Target
-from clf_export.held_out import HeldOut, held_out
-from clf_export.onnx_from_program import OLDEST_RUNTIME, highest_opset, onnx_from_program, with_metadata
-from clf_export.program_from_model import program_from_model
-from clf_export.proof import Candidate, Limits, Parity, limits_for, prove
-from clf_export.pt2_from_program import Pt2Model, pt2_bytes
-from clf_export.record import Exported, keep
-from clf_export.reference import Reference
-from clf_export.torchscript_from_model import TorchScriptModel, torchscript_bytes, torchscript_from_model
+from clf_export.parity.check import Limits, OpenedModel, Parity, check_parity, limits_for
+from clf_export.parity.reference import Reference
+from clf_export.parity.reference_outputs import ReferenceOutputs, compute_reference_outputs
+from clf_export.parity.selftest import build_self_test
+from clf_export.record import Exported, write_record
+from clf_export.test_split import TestSplit, find_test_split
 from clf_runtime import files
 from clf_runtime.classifier import Classifier
-from clf_runtime.errors import DataRefused, ModelRefused
+from clf_runtime.diagnostics.selftest import run_self_test
+from clf_runtime.errors import DataError, InvalidModelError
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
-from clf_runtime.selftest import replay
 from clf_runtime.session import runtime_version
 from clf_runtime.spec import ModelSpec
-from clf_train import trained
+from clf_train.models import saved
 
-Opened = tuple[Candidate, ModelSpec]
+Opened = tuple[OpenedModel, ModelSpec]
 Say = Callable[[str], object]
 Build = Callable[[dict[str, str]], bytes]
 Open = Callable[[Path], Opened]
@@ -47,7 +47,7 @@ class Version:
     """One way of making a file, where there are several."""
 
     build: Build
-    made: str = ""
+    quantization: str = ""
 
 
 def export(
@@ -69,47 +69,51 @@ def export(
         targets: rows of clf_export.formats.TARGETS.
         min_runtime: the oldest onnxruntime that must read the ONNX files.
         max_drop: how many percentage points of accuracy FP16 and INT8 may lose.
-        data: where the held-out pictures are; by default where training found them.
+        data: where the held-out images are; by default where training found them.
         data_root: likewise, for data sets by name.
         trusted: the package.module:factory that the model may be built by, where it is not one by name.
         overwrite: replace files that are there.
         say: told what is under way.
 
     Raises:
-        WrongUsage: min_runtime is no version that there is.
-        ModelRefused: the model is damaged, or a proof failed.
-        DataRefused: the pictures are not those of the training, or a file is already there.
-        MachineUnable, OSError: this machine cannot do it.
+        UsageError: min_runtime is no version that there is.
+        InvalidModelError: the model is damaged, or a proof failed.
+        DataError: the images are not those of the training, or a file is already there.
+        MachineError, OSError: this machine cannot do it.
     """
     highest_opset(min_runtime)
     _refuse_existing(folder, targets, overwrite)
-    model = trained.load(folder, trusted)
-    pictures = held_out(folder, model.spec, data, data_root)
+    model = saved.load(folder, trusted)
+    images = find_test_split(folder, model.spec, data, data_root)
     reference = Reference(model.model, model.spec)
-    module = Deployable(model.model, model.spec).eval()
-    say(f"asking PyTorch about the held-out pictures ({len(pictures.whole):,}, {pictures.dataset.test_name})")
-    evidence = evidence_from_data(pictures.dataset, pictures.whole, module, reference)
-    work = Work(module, model.spec, min_runtime, max_drop, pictures, say)
+    module = ExportModule(model.model, model.spec).eval()
+    say(f"asking PyTorch about the held-out images ({len(images.all_images):,}, {images.dataset.test_name})")
+    reference_outputs = compute_reference_outputs(images.dataset, images.all_images, module, reference)
+    work = ExportJob(module, model.spec, min_runtime, max_drop, images, say)
     exported = []
     for target in targets:
         path = folder / target.file
         say(f"exporting {path}, and proving it")
-        limits = limits_for(target.precision, evidence, max_drop)
-        exported.append(first_proven(path, work.versions(target), OPENERS[target.format], reference, evidence, limits))
-    return keep(folder, module, exported, evidence.pixels[:1])
+        limits = limits_for(target.precision, reference_outputs, max_drop)
+        exported.append(
+            export_first_valid(
+                path, work.versions(target), OPENERS[target.format], reference, reference_outputs, limits
+            )
+        )
+    return write_record(folder, module, exported, reference_outputs.pixels[:1])
 
 
-class Work:
+class ExportJob:
     """What several files are made from, each made once and when it is needed."""
 
     def __init__(
-        self, module: Deployable, spec: ModelSpec, min_runtime: str, max_drop: float, pictures: HeldOut, say: Say
+        self, module: ExportModule, spec: ModelSpec, min_runtime: str, max_drop: float, images: TestSplit, say: Say
     ) -> None:
         self._module = module
         self._spec = spec
         self._min_runtime = min_runtime
         self._max_drop = max_drop
-        self._pictures = pictures
+        self._images = images
         self._say = say
 
     def versions(self, target: Target) -> Iterator[Version]:
@@ -135,73 +139,91 @@ class Work:
         return onnx_from_program(self._program, self._min_runtime)
 
     def _fp16(self) -> Version:
-        from clf_export.fp16_from_onnx import fp16_from_onnx
+        from clf_export.quantize.fp16 import fp16_from_onnx
 
-        converted, kept = fp16_from_onnx(self._graph, self._pictures.calibration)
+        converted, kept = fp16_from_onnx(self._graph, self._images.calibration)
         if kept:
             self._say(f"in float32 stay {len(kept)} operators whose values float16 might not hold: {_counted(kept)}")
-        made = f"{len(kept)} operators in float32" if kept else ""
-        return Version(lambda metadata: with_metadata(converted, metadata), made)
+        quantization = f"{len(kept)} operators in float32" if kept else ""
+        return Version(lambda metadata: with_metadata(converted, metadata), quantization)
 
     def _int8(self) -> Iterator[Version]:
-        from clf_export.choosing import Search, lines
+        from clf_export.quantize.search import QuantizationSearch, lines
 
-        search = Search(self._graph, self._pictures, self._say)
-        for candidate in search.candidates(self._max_drop):
-            made = f"{candidate.judged.way}, {candidate.judged.calibration}"
-            self._say(f"INT8: {made}: {candidate.judged.latency_ms:.2f} ms, float32 {search.float_ms:.2f} ms")
-            if candidate.judged.latency_ms > _SLOWER * search.float_ms:
+        search = QuantizationSearch(self._graph, self._images, self._say)
+        for opened_model in search.candidates(self._max_drop):
+            quantization = f"{opened_model.trial.config}, {opened_model.trial.calibration}"
+            self._say(f"INT8: {quantization}: {opened_model.trial.latency_ms:.2f} ms, float32 {search.float_ms:.2f} ms")
+            if opened_model.trial.latency_ms > _SLOWER * search.float_ms:
                 self._say("on this machine INT8 is slower than float32")
-            yield Version(lambda metadata, content=candidate.content: with_metadata(content, metadata), made)  # type: ignore[misc]
+            yield Version(lambda metadata, content=opened_model.content: with_metadata(content, metadata), quantization)  # type: ignore[misc]
         for line in lines(search):
             self._say(line)
 
 
-def first_proven(
-    path: Path, versions: Iterator[Version], opened: Open, reference: Reference, evidence: Evidence, limits: Limits
+def export_first_valid(
+    path: Path,
+    versions: Iterator[Version],
+    open_file: Open,
+    reference: Reference,
+    reference_outputs: ReferenceOutputs,
+    limits: Limits,
 ) -> Exported:
-    """Put the first version in place whose proof holds. Raises ModelRefused with what was wrong with the last."""
-    refusal: ModelRefused | None = None
+    """Put the first version in place whose proof holds. Raises InvalidModelError with what was wrong with the last."""
+    refusal: InvalidModelError | None = None
     for version in versions:
         try:
-            return put_in_place(path, version, opened, reference, evidence, limits)
-        except ModelRefused as refused:
+            return write_verified(path, version, open_file, reference, reference_outputs, limits)
+        except InvalidModelError as refused:
             refusal = refused
     if refusal is None:
-        refusal = ModelRefused(
+        refusal = InvalidModelError(
             f"{path}: no way of making it keeps accuracy within {limits.max_drop:g} percentage points and "
             f"{limits.agreement:.0%} of the labels (see the table); --max-drop allows more; no file was written"
         )
     raise refusal
 
 
-def put_in_place(
-    path: Path, version: Version, opened: Open, reference: Reference, evidence: Evidence, limits: Limits
+def write_verified(
+    path: Path,
+    version: Version,
+    open_file: Open,
+    reference: Reference,
+    reference_outputs: ReferenceOutputs,
+    limits: Limits,
 ) -> Exported:
-    """Write a file under a temporary name, prove it, and only then give it its name. Raises ModelRefused, OSError."""
+    """Write a file under a temporary name, verify it, then rename it. Raises InvalidModelError, OSError."""
     spec = {SPEC_KEY: reference.spec.to_json()}
-    with files.complete_or_absent(path) as temporary:
+    with files.atomic_path(path) as temporary:
         temporary.write_bytes(version.build(spec))
-        parity = _proven(path, temporary, opened, evidence, limits, version.made)
-        selftest = selftest_from_evidence(evidence, reference, parity.tolerance, temporary.stat().st_size)
+        parity = _proven(path, temporary, open_file, reference_outputs, limits, version.quantization)
+        selftest = build_self_test(reference_outputs, reference, parity.tolerance, temporary.stat().st_size)
         # The same graph, now with the record of its proof. What is about to get its name is opened once more.
         complete = {**spec, SELFTEST_KEY: selftest.to_json(), PARITY_KEY: json.dumps(parity.record())}
         temporary.write_bytes(version.build(complete))
-        candidate, _ = opened(temporary)
-        if isinstance(candidate, Classifier) and not replay(candidate).passed:
-            raise ModelRefused(f"{path}: the proof failed: its own self-test does not pass here; no file was written")
+        opened_model, _ = open_file(temporary)
+        if isinstance(opened_model, Classifier) and not run_self_test(opened_model).passed:
+            raise InvalidModelError(
+                f"{path}: the proof failed: its own self-test does not pass here; no file was written"
+            )
         size_bytes = temporary.stat().st_size
-    oldest = candidate.file.oldest_runtime if isinstance(candidate, Classifier) else None
-    return Exported(path, size_bytes, parity, oldest, candidate)
+    oldest = opened_model.file.oldest_runtime if isinstance(opened_model, Classifier) else None
+    return Exported(path, size_bytes, parity, oldest, opened_model)
 
 
-def _proven(path: Path, temporary: Path, opened: Open, evidence: Evidence, limits: Limits, made: str) -> Parity:
-    candidate, spec = opened(temporary)
-    runtime = f"onnxruntime {runtime_version()}" if isinstance(candidate, Classifier) else f"torch {torch.__version__}"
+def _proven(
+    path: Path, temporary: Path, open_file: Open, reference_outputs: ReferenceOutputs, limits: Limits, quantization: str
+) -> Parity:
+    opened_model, spec = open_file(temporary)
+    runtime = (
+        f"onnxruntime {runtime_version()}" if isinstance(opened_model, Classifier) else f"torch {torch.__version__}"
+    )
     try:
-        return prove(candidate, spec, evidence, limits, made, f"torch {torch.__version__}", runtime)
-    except ModelRefused as refusal:
-        raise ModelRefused(f"{path}: {refusal}") from None
+        return check_parity(
+            opened_model, spec, reference_outputs, limits, quantization, f"torch {torch.__version__}", runtime
+        )
+    except InvalidModelError as refusal:
+        raise InvalidModelError(f"{path}: {refusal}") from None
 
 
 def open_onnx(path: Path) -> Opened:
@@ -229,9 +251,9 @@ def _refuse_existing(folder: Path, targets: Sequence[Target], overwrite: bool) -
     for target in targets:
         path = folder / target.file
         if path.is_dir():
-            raise DataRefused(f"{path}: is a folder, which no file can replace; move it away")
+            raise DataError(f"{path}: is a folder, which no file can replace; move it away")
         if path.exists() and not overwrite:
-            raise DataRefused(f"{path}: is already there; --overwrite replaces it")
+            raise DataError(f"{path}: is already there; --overwrite replaces it")
 
 
 def _counted(kinds: Sequence[str]) -> str:

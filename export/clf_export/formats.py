@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from clf_runtime import artifacts
-from clf_runtime.errors import WrongUsage
+from clf_runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ PRECISIONS = tuple(dict.fromkeys(target.precision for target in TARGETS))
 
 
 def targets_of(formats: Iterable[str], precisions: Iterable[str]) -> tuple[Target, ...]:
-    """Give every target of these formats and precisions. Raises WrongUsage where one of them has none."""
+    """Give every target of these formats and precisions. Raises UsageError where one of them has none."""
     formats, precisions = set(formats), set(precisions)
     chosen = tuple(each for each in TARGETS if each.format in formats and each.precision in precisions)
     for each in sorted(formats - {target.format for target in chosen}):
-        raise WrongUsage(f"--format {each} is made in fp32 only; add --precision fp32")
+        raise UsageError(f"--format {each} is made in fp32 only; add --precision fp32")
     for each in sorted(precisions - {target.precision for target in chosen}):
-        raise WrongUsage(f"--precision {each} is made as ONNX only; add --format onnx")
+        raise UsageError(f"--precision {each} is made as ONNX only; add --format onnx")
     return chosen

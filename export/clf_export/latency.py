@@ -1,4 +1,4 @@
-"""How long one picture takes, several ways beside each other: in turn, so that a noisy machine is noisy for all."""
+"""How long one image takes, several ways beside each other: in turn, so that a noisy machine is noisy for all."""
 
 from __future__ import annotations
 

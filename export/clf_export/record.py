@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from clf_export.deployable import Deployable
+from clf_export.exporters.module import ExportModule
 from clf_export.latency import medians_ms
-from clf_export.page import write_page
-from clf_export.proof import Candidate, Parity
+from clf_export.parity.check import OpenedModel, Parity
+from clf_export.report_section import write_report_section
 from clf_runtime import artifacts, files
 from clf_runtime.preprocess import UInt8Array
 
@@ -28,8 +28,8 @@ class Exported:
     size_bytes: int
     parity: Parity
     oldest_onnxruntime: str | None  # that reads it; None where it is for PyTorch
-    candidate: Candidate  # the file, opened
-    latency_ms: float = 0.0  # of one picture, pixels to answer
+    opened_model: OpenedModel  # the file, opened
+    latency_ms: float = 0.0  # of one image, pixels to answer
     eager_latency_ms: float = 0.0  # of the same in eager PyTorch, in turn with it
 
     def record(self) -> dict[str, Any]:
@@ -43,12 +43,12 @@ class Exported:
         }
 
 
-def keep(folder: Path, module: Deployable, exported: Sequence[Exported], picture: UInt8Array) -> list[Exported]:
-    """Time the files beside eager PyTorch on one picture, uint8 (1, H, W, C), and write down all there is to say."""
+def write_record(folder: Path, module: ExportModule, exported: Sequence[Exported], image: UInt8Array) -> list[Exported]:
+    """Time the files beside eager PyTorch on one image, uint8 (1, H, W, C), and write down all there is to say."""
     times = medians_ms(
         [
-            lambda: _eager(module, picture),
-            *(lambda candidate=each.candidate: candidate.logits(picture) for each in exported),
+            lambda: _eager(module, image),
+            *(lambda opened_model=each.opened_model: opened_model.run(image) for each in exported),
         ],
         _TIMED_S,
     )
@@ -59,7 +59,7 @@ def keep(folder: Path, module: Deployable, exported: Sequence[Exported], picture
     record = {name: value for name, value in _known(path).items() if (folder / name).exists()}
     record |= {each.path.name: each.record() for each in timed}
     files.write(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-    write_page(folder, record)
+    write_report_section(folder, record)
     return timed
 
 
@@ -71,6 +71,6 @@ def _known(path: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _eager(module: Deployable, picture: UInt8Array) -> None:
+def _eager(module: ExportModule, image: UInt8Array) -> None:
     with torch.inference_mode():
-        module(torch.from_numpy(picture))
+        module(torch.from_numpy(image))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clf_runtime.classifier import Classifier as Classifier
     from clf_runtime.errors import ClfError as ClfError
-    from clf_runtime.errors import DataRefused as DataRefused
-    from clf_runtime.errors import MachineUnable as MachineUnable
-    from clf_runtime.errors import ModelRefused as ModelRefused
-    from clf_runtime.errors import PictureRefused as PictureRefused
+    from clf_runtime.errors import DataError as DataError
+    from clf_runtime.errors import ImageError as ImageError
+    from clf_runtime.errors import InvalidModelError as InvalidModelError
+    from clf_runtime.errors import MachineError as MachineError
     from clf_runtime.predictions import Failure as Failure
     from clf_runtime.predictions import Prediction as Prediction
     from clf_runtime.predictions import Score as Score
@@ -24,12 +24,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Classifier": "classifier",
     "ClfError": "errors",
-    "DataRefused": "errors",
+    "DataError": "errors",
     "Failure": "predictions",
-    "MachineUnable": "errors",
-    "ModelRefused": "errors",
+    "MachineError": "errors",
+    "InvalidModelError": "errors",
     "ModelSpec": "spec",
-    "PictureRefused": "errors",
+    "ImageError": "errors",
     "Prediction": "predictions",
     "Score": "predictions",
 }

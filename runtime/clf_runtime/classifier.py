@@ -1,4 +1,4 @@
-"""The runtime's pipeline: pictures in, predictions out, in order, with bounded memory."""
+"""The runtime's pipeline: images in, predictions out, in order, with bounded memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 from clf_runtime import onnx_file
 from clf_runtime.decoding import Decode
-from clf_runtime.errors import ModelRefused
+from clf_runtime.errors import InvalidModelError
 from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import OnnxFile
-from clf_runtime.pictures import Named
-from clf_runtime.pipeline import results
+from clf_runtime.pipeline import run_pipeline
 from clf_runtime.predictions import Failure, Prediction, Result, Score
-from clf_runtime.preprocess import Picture, UInt8Array, pixels_from_picture
+from clf_runtime.preprocess import ImageInput, UInt8Array, pixels_from_image
 from clf_runtime.session import Float32Array, Session
+from clf_runtime.sources import ImageSource
 from clf_runtime.spec import ModelSpec
 
-# Measured in the design: 8 pictures a batch is where MobileNetV3-small and ResNet-18 stop getting faster.
+# Measured in the design: 8 images a batch is where MobileNetV3-small and ResNet-18 stop getting faster.
 BATCH_SIZE = 8
 
 
@@ -60,12 +60,12 @@ class Classifier:
             device: cpu, cuda, cuda:N, or another execution provider of onnxruntime by its short name (openvino,
                 tensorrt …), which must work; or auto, which takes CUDA where it works.
             threads: cores to use; by default all that this process may use.
-            workers: pictures under way at once in `predict_files`. 1 gives every core to one picture at a
-                time (the shortest wait); as many as threads gives each its own (the most pictures a second).
+            workers: images under way at once in `predict_files`. 1 gives every core to one image at a
+                time (the shortest wait); as many as threads gives each its own (the most images a second).
 
         Raises:
-            ModelRefused: the file is missing, damaged, foreign, or too new for this onnxruntime.
-            MachineUnable: the device does not work here.
+            InvalidModelError: the file is missing, damaged, foreign, or too new for this onnxruntime.
+            MachineError: the device does not work here.
         """
         file = onnx_file.read(Path(model))
         spec = ModelSpec.from_json(file.metadata[onnx_file.SPEC_KEY], str(model))
@@ -99,26 +99,28 @@ class Classifier:
         return self._open_session
 
     @property
-    def notice(self) -> str:
+    def warning(self) -> str:
         """Why `auto` took the CPU although onnxruntime has CUDA built in, in one line; else nothing."""
-        return self._session.notice
+        return self._session.warning
 
-    def predict(self, picture: Picture, top: int = 1) -> Prediction:
-        """Classify one picture: a path, a picture file's bytes, an open file, a PIL image or a uint8 array.
+    def predict(self, image: ImageInput, top: int = 1) -> Prediction:
+        """Classify one image: a path, an image file's bytes, an open file, a PIL image or a uint8 array.
 
-        Raises PictureRefused.
+        Raises ImageError.
         """
-        pixels = pixels_from_picture(picture, self.spec.preprocess)
-        return Prediction(_path(picture), *next(self._answers(pixels[None], top)), self.provider)
+        pixels = pixels_from_image(image, self.spec.preprocess)
+        return Prediction(_path(image), *next(self._answers(pixels[None], top)), self.provider)
 
-    def predict_batch(self, pictures: Iterable[Picture], *, batch_size: int = BATCH_SIZE, top: int = 1) -> list[Result]:
-        """Classify several pictures of any kind that `predict` takes; one that cannot be read gives a Failure."""
-        given = list(pictures)
-        named = (Named(_path(each) or "", each) for each in given)
-        results = self.predict_named(named, batch_size=batch_size, top=top)
+    def predict_batch(
+        self, images: Iterable[ImageInput], *, batch_size: int = BATCH_SIZE, top: int = 1
+    ) -> list[Result]:
+        """Classify several images of any kind that `predict` takes; one that cannot be read gives a Failure."""
+        given = list(images)
+        named = (ImageSource(_path(each) or "", each) for each in given)
+        results = self.predict_sources(named, batch_size=batch_size, top=top)
         return [replace(result, path=_path(each)) for each, result in zip(given, results, strict=True)]
 
-    def logits(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
+    def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
         return self._session.run(pixels)
 
@@ -130,19 +132,19 @@ class Classifier:
         `paths` may be any iterable, endless too; a few chunks of `batch_size` are taken ahead of the results.
         """
         names = (os.fsdecode(path) for path in paths)
-        return self.predict_named((Named(name, name) for name in names), batch_size=batch_size, top=top)
+        return self.predict_sources((ImageSource(name, name) for name in names), batch_size=batch_size, top=top)
 
-    def predict_named(
-        self, pictures: Iterable[Named], *, batch_size: int = BATCH_SIZE, top: int = 1
+    def predict_sources(
+        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, top: int = 1
     ) -> Iterator[Result]:
-        """Classify what `clf_runtime.pictures` found, lazily, in order."""
+        """Classify what `clf_runtime.sources` found, lazily, in order."""
 
-        def classify(chunk: list[Named], decode: Decode) -> list[Result]:
+        def classify(chunk: list[ImageSource], decode: Decode) -> list[Result]:
             return self._classified(chunk, decode, batch_size, top)
 
-        return results(iter(pictures), classify, self.spec.preprocess, self._workers, batch_size)
+        return run_pipeline(iter(images), classify, self.spec.preprocess, self._workers, batch_size)
 
-    def _classified(self, chunk: list[Named], decode: Decode, batch_size: int, top: int) -> list[Result]:
+    def _classified(self, chunk: list[ImageSource], decode: Decode, batch_size: int, top: int) -> list[Result]:
         """Decode a chunk and run what could be decoded; failures keep their places."""
         pixels, refused = decode([named.source for named in chunk])
         answers = (
@@ -158,7 +160,7 @@ class Classifier:
         ]
 
     def _answers(self, pixels: UInt8Array, top: int) -> Iterator[tuple[str, int, float, tuple[Score, ...]]]:
-        """Give label, index, probability and the first `top` of each picture, (N, H, W, C)."""
+        """Give label, index, probability and the first `top` of each image, (N, H, W, C)."""
         _, probabilities = self._session.run(pixels)
         if top == 1:
             best = probabilities.argmax(axis=1)[:, None]
@@ -170,14 +172,14 @@ class Classifier:
             yield scores[0].label, indices[0], scores[0].score, scores
 
 
-def _path(picture: Picture) -> str | None:
-    return os.fsdecode(picture) if isinstance(picture, (str, os.PathLike)) else None
+def _path(image: ImageInput) -> str | None:
+    return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
 
 
 def _refuse_misfit(file: OnnxFile, spec: ModelSpec, session: Session) -> None:
     shape, outputs = session.image_shape, session.classes
     if shape != spec.preprocess.shape or outputs != len(spec.labels):
-        raise ModelRefused(
+        raise InvalidModelError(
             f"{file.path}: refused: its graph takes {shape} and gives {outputs} classes, its spec says "
             f"{spec.preprocess.shape} and {len(spec.labels)} labels; export it again"
         )

@@ -1,4 +1,4 @@
-"""What every command shares: one-line errors, exit codes, signals. The three `cli.py` end in `run`."""
+"""What every command shares: one-line errors, exit codes, signals. The three `cli.py` end in `execute`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import click
 
 from clf_runtime.errors import (
     EXIT_BUG,
-    EXIT_DONE,
     EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    EXIT_OK,
     EXIT_TERMINATED,
-    EXIT_UNABLE,
     ClfError,
 )
 
@@ -68,7 +68,7 @@ _MACHINE_ERRNOS = {
 }
 
 
-def run(command: click.Command, *, leave_at_once: bool = False) -> NoReturn:
+def execute(command: click.Command, *, leave_at_once: bool = False) -> NoReturn:
     """Run `command` on `sys.argv` and exit with the code that DESIGN gives to how it went.
 
     `leave_at_once` spares Python and onnxruntime to take themselves apart, a fifth of the time of one answer: for
@@ -106,7 +106,7 @@ def _exit_code(command: click.Command, program: str) -> int:
         with command.make_context(program, sys.argv[1:]) as context:
             code = command.invoke(context)
         sys.stdout.flush()
-        return code if isinstance(code, int) else EXIT_DONE
+        return code if isinstance(code, int) else EXIT_OK
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as wrong_usage:
@@ -119,7 +119,7 @@ def _exit_code(command: click.Command, program: str) -> int:
         # The reader has seen enough. What is still buffered must not complain at shutdown.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+        return EXIT_OK
     except Exception as error:
         return _report(error, program)
 
@@ -133,14 +133,14 @@ def _report(error: Exception, program: str) -> int:
         extra = "export" if program == "clf-export" and _EXTRA_OF[package] != "cpu" else _EXTRA_OF[package]
         alternative = " (or clf-edge[gpu] for CUDA)" if extra == "cpu" else ""
         say(f'{program}: {package} is not installed; pip install "clf-edge[{extra}]"{alternative}')
-        return EXIT_UNABLE
+        return EXIT_MACHINE
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
         where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         say(f"{program}: {where}{(error.strerror or str(error)).lower()}; what was there before is still there")
-        return EXIT_UNABLE
+        return EXIT_MACHINE
     if isinstance(error, MemoryError):
         say(f"{program}: out of memory; what was there before is still there")
-        return EXIT_UNABLE
+        return EXIT_MACHINE
     import traceback
 
     traceback.print_exception(error)

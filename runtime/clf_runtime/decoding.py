@@ -1,6 +1,6 @@
-"""From picture files to one batch of pixels: in the thread that asks, or in processes made for small pictures.
+"""From image files to one batch of pixels: in the thread that asks, or in processes made for small images.
 
-Decoding a small picture is mostly Python, of which a process runs one thread at a time: on 2 cores, with 10,000 MNIST
+Decoding a small image is mostly Python, of which a process runs one thread at a time: on 2 cores, with 10,000 MNIST
 files and a tiny network, two threads reached 0.25 of what the processor allows, two processes 0.79.
 """
 
@@ -19,60 +19,60 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clf_runtime.errors import PictureRefused
-from clf_runtime.preprocess import Picture, UInt8Array, pixels_from_picture
+from clf_runtime.errors import ImageError
+from clf_runtime.preprocess import ImageInput, UInt8Array, pixels_from_image
 from clf_runtime.spec import Preprocess
 
-Source = Picture | PictureRefused
+Content = ImageInput | ImageError
 
 # The pixels of those that could be decoded, (n, H, W, C) in order, and what is wrong with the others, by position.
-Decoded = tuple[UInt8Array, dict[int, PictureRefused]]
-Decode = Callable[[Sequence[Source]], Decoded]
+DecodedBatch = tuple[UInt8Array, dict[int, ImageError]]
+Decode = Callable[[Sequence[Content]], DecodedBatch]
 
 
-def decoded(sources: Sequence[Source], how: Preprocess) -> Decoded:
-    """Decode some pictures into one array."""
-    pixels = np.empty((len(sources), *how.shape), np.uint8)
-    refused: dict[int, PictureRefused] = {}
+def decode_batch(sources: Sequence[Content], preprocess: Preprocess) -> DecodedBatch:
+    """Decode some images into one array."""
+    pixels = np.empty((len(sources), *preprocess.shape), np.uint8)
+    refused: dict[int, ImageError] = {}
     for position, source in enumerate(sources):
         try:
-            if isinstance(source, PictureRefused):
+            if isinstance(source, ImageError):
                 raise source
-            pixels[position - len(refused)] = pixels_from_picture(source, how)
-        except PictureRefused as refusal:
+            pixels[position - len(refused)] = pixels_from_image(source, preprocess)
+        except ImageError as refusal:
             refused[position] = refusal
     return pixels[: len(sources) - len(refused)], refused
 
 
-class Decoders:
+class DecoderPool:
     """Processes that decode, as many at once as there are of them. Safe to call from several threads."""
 
-    def __init__(self, count: int, how: Preprocess) -> None:
+    def __init__(self, count: int, preprocess: Preprocess) -> None:
         """Start `count` processes. They end with `close`, or when this process ends in whatever way."""
-        self._how = how
+        self._preprocess = preprocess
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._all: list[_Process] = []
         with contextlib.suppress(OSError):  # this machine lets us have no more of them
             for _ in range(count):
-                self._all.append(_Process(how, self._all))
+                self._all.append(_Process(preprocess, self._all))
                 self._idle.put(self._all[-1])
 
-    def __enter__(self) -> Decoders:
+    def __enter__(self) -> DecoderPool:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __call__(self, sources: Sequence[Source]) -> Decoded:
-        """Decode some pictures into one array, in the next process that is free."""
+    def __call__(self, sources: Sequence[Content]) -> DecodedBatch:
+        """Decode some images into one array, in the next process that is free."""
         if not self._all:
-            return decoded(sources, self._how)
+            return decode_batch(sources, self._preprocess)
         process = self._idle.get()
         try:
-            return process.decoded(sources)
+            return process.decode_batch(sources)
         except (OSError, EOFError, pickle.UnpicklingError):
             # It was ended from outside, for want of memory most likely. This one lives, and can do it too.
-            return decoded(sources, self._how)
+            return decode_batch(sources, self._preprocess)
         finally:
             self._idle.put(process)
 
@@ -82,7 +82,7 @@ class Decoders:
             process.close()
 
 
-def may_fork() -> bool:
+def can_fork() -> bool:
     """Say whether processes can be forked here: on Linux, while no other thread of Python's may hold a lock."""
     return sys.platform == "linux" and threading.active_count() == 1
 
@@ -90,20 +90,20 @@ def may_fork() -> bool:
 class _Process:
     """One forked process, and the two pipes to it."""
 
-    def __init__(self, how: Preprocess, before: Sequence[_Process]) -> None:
+    def __init__(self, preprocess: Preprocess, before: Sequence[_Process]) -> None:
         requests, self._requests = _pipe()
         self._answers, answers = _pipe()
         with requests, answers:  # the new process keeps its own
             try:
-                self._id = _forked(lambda: _serve(requests, answers, how, (*before, self)))
+                self._id = _forked(lambda: _serve(requests, answers, preprocess, (*before, self)))
             except OSError:
                 self.close_pipes()
                 raise
 
-    def decoded(self, sources: Sequence[Source]) -> Decoded:
+    def decode_batch(self, sources: Sequence[Content]) -> DecodedBatch:
         pickle.dump(sources, self._requests, pickle.HIGHEST_PROTOCOL)
         self._requests.flush()
-        answer: Decoded = pickle.load(self._answers)
+        answer: DecodedBatch = pickle.load(self._answers)
         return answer
 
     def close(self) -> None:
@@ -142,10 +142,10 @@ def _pipe() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(reading, "rb"), os.fdopen(writing, "wb")
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO, how: Preprocess, ends: Iterable[_Process]) -> None:
+def _serve(requests: BinaryIO, answers: BinaryIO, preprocess: Preprocess, ends: Iterable[_Process]) -> None:
     """In a forked process: answer until nobody asks any more."""
     for process in ends:  # with a copy of them, nobody would see that the first process has ended
         process.close_pipes()
     while True:
-        pickle.dump(decoded(pickle.load(requests), how), answers, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(decode_batch(pickle.load(requests), preprocess), answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def complete_or_absent(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary file name beside `path`; what is written there becomes `path` when the block ends.
 
     Whatever `path` held before stays until then, and for good when the block raises. Raises OSError.
@@ -29,12 +29,12 @@ def complete_or_absent(path: Path) -> Iterator[Path]:
 
 def write(path: Path, content: bytes) -> None:
     """Write `content` to `path`, complete or not at all. Raises OSError."""
-    with complete_or_absent(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
-def folder_or_absent(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iterator[Path]:
+def atomic_folder(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iterator[Path]:
     """Give an empty temporary folder inside `folder`; its entries become `folder`'s when the block ends.
 
     `last` is the name whose presence says that all the others are there: the old one goes first, the new

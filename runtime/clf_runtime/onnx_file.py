@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clf_runtime.errors import ModelRefused
+from clf_runtime.errors import InvalidModelError
 from clf_runtime.protobuf import Buffer, Malformed, fields, tagged
 
 SPEC_KEY = "clf.spec"
@@ -93,17 +93,17 @@ FOOTER_BYTES = len(footer("0" * 64))
 
 
 def read(path: Path) -> OnnxFile:
-    """Check a file's digest and read what surrounds its graph. Raises ModelRefused, OSError."""
+    """Check a file's digest and read what surrounds its graph. Raises InvalidModelError, OSError."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
-        raise ModelRefused(f"{path}: no such model; clf-export makes one, --model names another") from None
+        raise InvalidModelError(f"{path}: no such model; clf-export makes one, --model names another") from None
     if not regular:
-        raise ModelRefused(f"{path}: refused: it is no file; expected an ONNX file of clf-export")
+        raise InvalidModelError(f"{path}: refused: it is no file; expected an ONNX file of clf-export")
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:
-            raise ModelRefused(f"{path}: refused: it is empty; export it again")
+            raise InvalidModelError(f"{path}: refused: it is empty; export it again")
         sha256 = _checked_digest(path, file, size)
         # Not closed by hand: a refusal's traceback still holds slices of it. It goes with the last of them.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -124,7 +124,7 @@ def _checked_digest(path: Path, file: BinaryIO, size: int) -> str | None:
         digest.update(piece)
         left -= len(piece)
     if digest.hexdigest() != stated:
-        raise ModelRefused(
+        raise InvalidModelError(
             f"{path}: refused: its digest does not match its content "
             "(damaged, or changed after export); copy it again or export it again"
         )
@@ -152,25 +152,27 @@ def _parsed(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
     except (Malformed, UnicodeDecodeError, RecursionError):
         ir_version, graphs = 0, []
     if not graphs or not isinstance(ir_version, int) or not ir_version:
-        raise ModelRefused(f"{path}: refused: it is no ONNX file; expected one of clf-export{_hint(content)}")
+        raise InvalidModelError(f"{path}: refused: it is no ONNX file; expected one of clf-export{_hint(content)}")
     if SPEC_KEY not in metadata:
-        raise ModelRefused(
+        raise InvalidModelError(
             f"{path}: refused: an ONNX file without {SPEC_KEY} in its metadata, so its labels and its "
             "preprocessing are unknown; export it with clf-export"
         )
     if sha256 is None:
-        raise ModelRefused(
+        raise InvalidModelError(
             f"{path}: refused: its digest is not where it belongs, in the last {FOOTER_BYTES} bytes "
             "(cut short, or written again by another tool); copy it again or export it again"
         )
     if external:
         # They are under no digest, and a path in a file may lead anywhere.
-        raise ModelRefused(f"{path}: refused: it keeps weights in other files; expected one file; export it again")
+        raise InvalidModelError(f"{path}: refused: it keeps weights in other files; expected one file; export it again")
     if _SESSION_OPTIONS_KEY in metadata:
-        raise ModelRefused(f"{path}: refused: it sets session options of onnxruntime; export it again")
+        raise InvalidModelError(f"{path}: refused: it sets session options of onnxruntime; export it again")
     foreign = sorted(set(opsets) - _DOMAINS)
     if foreign:
-        raise ModelRefused(f"{path}: refused: it asks for operators of {foreign[0]!r}; expected standard ones only")
+        raise InvalidModelError(
+            f"{path}: refused: it asks for operators of {foreign[0]!r}; expected standard ones only"
+        )
     return OnnxFile(path, len(content), sha256, ir_version, opsets.get("", 0), metadata)
 
 

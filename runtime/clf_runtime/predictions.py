@@ -1,4 +1,4 @@
-"""What a run says about a picture: a prediction, or why there is none. And how that is written down."""
+"""What a run says about an image: a prediction, or why there is none. And how that is written down."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one picture; `top` is in falling order and begins with the label of the highest score."""
+    """The answer for one image; `top` is in falling order and begins with the label of the highest score."""
 
     path: str | None
     label: str
@@ -57,7 +57,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that got no answer; `kind` is a key of `clf_runtime.errors.PICTURE_FAULTS`."""
+    """An image that got no answer; `kind` is a key of `clf_runtime.errors.IMAGE_FAULTS`."""
 
     path: str | None
     kind: str
@@ -103,7 +103,7 @@ def _json(results: Iterator[Result], continued: bool) -> Iterator[str]:
 
 
 def _csv(results: Iterator[Result], continued: bool) -> Iterator[str]:
-    """A row per picture and rank; a failure has one row, of rank 0."""
+    """A row per image and rank; a failure has one row, of rank 0."""
     if not continued:
         yield _row(_CSV_HEADER)
     for result in results:

@@ -1,4 +1,4 @@
-"""From a picture, in whatever form, to the pixels that the graph takes. Training and device both come here.
+"""From an image, in whatever form, to the pixels that the graph takes. Training and device both come here.
 
 In this order: format by its first bytes, pixel count, JPEG shortcut, first frame, EXIF orientation, colour
 (16 bits scaled, transparency over the background), fit and resample. Pillow only.
@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clf_runtime.errors import PictureRefused
+from clf_runtime.errors import ImageError
 from clf_runtime.spec import Preprocess
 
 UInt8Array = npt.NDArray[np.uint8]
-Picture = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | UInt8Array
+ImageInput = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | UInt8Array
 
 # Checked before decoding. 256 MiB of RGB, the figure at which Pillow begins to warn.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
-# Pillow asks a file for a few bytes at a time, which took 30 of the 88 us of an MNIST picture.
+# Pillow asks a file for a few bytes at a time, which took 30 of the 88 us of an MNIST image.
 _READ_AT_ONCE_BYTES = 1 << 20
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 when both sides stay this many times what they are resampled to.
@@ -49,7 +49,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
 )
 
-_JPEG = ("JPEG", "MPO")  # phones write several pictures into one file; the first is a JPEG like any other
+_JPEG = ("JPEG", "MPO")  # phones write several images into one file; the first is a JPEG like any other
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -66,86 +66,84 @@ _SIDEWAYS = frozenset((5, 6, 7, 8))
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def pixels_from_picture(picture: Picture, how: Preprocess) -> UInt8Array:
-    """Decode and fit one picture.
+def pixels_from_image(image: ImageInput, preprocess: Preprocess) -> UInt8Array:
+    """Decode and fit one image.
 
-    `picture` is a path, the bytes of a picture file, an open binary file, a PIL image, or a uint8 array of
-    shape (H, W), (H, W, 1) or (H, W, 3). Returns uint8 (how.height, how.width, how.channels).
-    Raises PictureRefused.
+    `image` is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of
+    shape (H, W), (H, W, 1) or (H, W, 3). Returns uint8 (preprocess.height, preprocess.width, preprocess.channels).
+    Raises ImageError.
     """
-    image = fitted(upright_image(picture, how), how)
-    return np.frombuffer(image.tobytes(), np.uint8).reshape(how.shape)
+    image = resize_image(decode_image(image, preprocess), preprocess)
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(preprocess.shape)
 
 
-def upright_image(picture: Picture, how: Preprocess) -> Image.Image:
-    """Decode one picture, turned upright, in the spec's colour mode, not yet fitted. Raises PictureRefused."""
-    if isinstance(picture, np.ndarray):
-        return in_color(_image_from_array(picture), how)
-    if isinstance(picture, Image.Image):
-        return _decoded(picture, how)
+def decode_image(image: ImageInput, preprocess: Preprocess) -> Image.Image:
+    """Decode one image, turned upright, in the spec's colour mode, not yet fitted. Raises ImageError."""
+    if isinstance(image, np.ndarray):
+        return convert_color(_image_from_array(image), preprocess)
+    if isinstance(image, Image.Image):
+        return _decoded(image, preprocess)
     try:
-        with _binary_file(picture) as file:
-            return _decoded(_opened(file), how)
+        with _binary_file(image) as file:
+            return _decoded(_opened(file), preprocess)
     except OSError as error:
-        raise unreachable(error) from None
+        raise image_error_from_os_error(error) from None
 
 
-def fitted(image: Image.Image, how: Preprocess) -> Image.Image:
+def resize_image(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """Bring an image to the input's size: squash it, crop its centre, or pad it with the background."""
-    size = _resampled_size(image.size, how)
+    size = _resampled_size(image.size, preprocess)
     if size[0] * size[1] > MAX_PIXELS:  # a strip of 1 x 100,000 pixels, say, of which a crop shows nothing
-        raise PictureRefused(
+        raise ImageError(
             "too-large", f"{image.width:,} x {image.height:,} would be {size[0]:,} x {size[1]:,} before its crop"
         )
     # Rows before columns, in two steps: Pillow 13 chooses the order by the shape, and rounds between the two.
     for step in ((size[0], image.height), size):
         if step != image.size:
-            image = image.resize(step, _RESAMPLE[how.resample])
-    if size == (how.width, how.height):
+            image = image.resize(step, _RESAMPLE[preprocess.resample])
+    if size == (preprocess.width, preprocess.height):
         return image
     # Python rounds halves to even, as torchvision's CenterCrop does.
-    left, top = round((size[0] - how.width) / 2), round((size[1] - how.height) / 2)
-    if how.fit == "crop":
-        return image.crop((left, top, left + how.width, top + how.height))
-    canvas = Image.new(how.color, (how.width, how.height), _fill(how))
-    canvas.paste(image, ((how.width - size[0]) // 2, (how.height - size[1]) // 2))
+    left, top = round((size[0] - preprocess.width) / 2), round((size[1] - preprocess.height) / 2)
+    if preprocess.resize == "crop":
+        return image.crop((left, top, left + preprocess.width, top + preprocess.height))
+    canvas = Image.new(preprocess.color, (preprocess.width, preprocess.height), _fill(preprocess))
+    canvas.paste(image, ((preprocess.width - size[0]) // 2, (preprocess.height - size[1]) // 2))
     return canvas
 
 
-def in_color(image: Image.Image, how: Preprocess) -> Image.Image:
+def convert_color(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     """Convert to the spec's colour mode: 16 bits are scaled, transparency lies over the background."""
     if image.mode.startswith("I"):
         image = _from_16_bits(image)
     if image.mode == "F":
-        raise PictureRefused(
-            "unsupported", "it has floating-point pixels, which name no white; save it as 8 or 16 bits"
-        )
+        raise ImageError("unsupported", "it has floating-point pixels, which name no white; save it as 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        background = how.background if how.color == "RGB" else how.background * 3
+        background = preprocess.background if preprocess.color == "RGB" else preprocess.background * 3
         canvas = Image.new("RGBA", image.size, (*background, 255))
         canvas.alpha_composite(image)
         image = canvas
-    return image if image.mode == how.color else image.convert(how.color)
+    return image if image.mode == preprocess.color else image.convert(preprocess.color)
 
 
-def _resampled_size(size: tuple[int, int], how: Preprocess) -> tuple[int, int]:
+def _resampled_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
     """(width, height) to resample to, before cropping or padding. For a square crop, torchvision's Resize."""
-    if how.fit == "squash":
-        return how.width, how.height
+    if preprocess.resize == "squash":
+        return preprocess.width, preprocess.height
     width, height = size
     # Round: 224 / 0.9655 must give the 232 that it came from.
-    ratio = how.crop_ratio if how.fit == "crop" else 1.0
-    to_width, to_height = round(how.width / ratio), round(how.height / ratio)
+    ratio = preprocess.crop_ratio if preprocess.resize == "crop" else 1.0
+    to_width, to_height = round(preprocess.width / ratio), round(preprocess.height / ratio)
     width_decides = width * to_height <= height * to_width
-    if how.fit == "pad":
+    if preprocess.resize == "pad":
         width_decides = not width_decides
     if width_decides:
         return to_width, max(1, int(to_width * height / width))
     return max(1, int(to_height * width / height)), to_height
 
 
-def format_of(head: bytes) -> tuple[str, str] | None:
+def detect_format(head: bytes) -> tuple[str, str] | None:
     """Give Pillow's names for the format that the first HEAD_BYTES of a file show, and for its plugin."""
     for magic, name, plugin in _SIGNATURES:
         if head.startswith(magic) and (name != "WEBP" or head[8:HEAD_BYTES] == b"WEBP"):
@@ -157,10 +155,10 @@ def _opened(file: IO[bytes]) -> Image.Image:
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
-        raise PictureRefused("empty", "it has zero bytes")
-    if (known := format_of(head)) is not None:
+        raise ImageError("empty", "it has zero bytes")
+    if (known := detect_format(head)) is not None:
         name, plugin = known
-        # Not Image.open: that one loads five plugins for one picture, 8 ms of a cold start.
+        # Not Image.open: that one loads five plugins for one image, 8 ms of a cold start.
         importlib.import_module(f"PIL.{plugin}")
         try:
             return Image.OPEN[name][0](file, "")
@@ -169,43 +167,41 @@ def _opened(file: IO[bytes]) -> Image.Image:
         except Exception as error:
             raise _damaged(name, error) from None
     hint = "; convert HEIC and AVIF to JPEG" if head[4:8] == b"ftyp" else ""
-    raise PictureRefused(
-        "not-a-picture", f"it starts with {head!r}, which is no picture format that is read here{hint}"
-    )
+    raise ImageError("not-an-image", f"it starts with {head!r}, which is no image format that is read here{hint}")
 
 
-def _decoded(image: Image.Image, how: Preprocess) -> Image.Image:
+def _decoded(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(f"{image.width:,} x {image.height:,}")
     try:
-        _take_shortcut(image, how)
+        _take_shortcut(image, preprocess)
         image.load()
         # Only now: a PNG may have its EXIF block behind its pixels, and Pillow turns a TIFF while loading it.
         orientation = _orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
-        return in_color(image, how)
-    except (PictureRefused, MemoryError):
+        return convert_color(image, preprocess)
+    except (ImageError, MemoryError):
         raise
     except Exception as error:
         # Damage makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, …
-        raise _damaged(image.format or "picture", error) from None
+        raise _damaged(image.format or "image", error) from None
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:
-        return 1  # a picture with broken notes is still a picture
+        return 1  # an image with broken notes is still an image
 
 
-def _take_shortcut(image: Image.Image, how: Preprocess) -> None:
+def _take_shortcut(image: Image.Image, preprocess: Preprocess) -> None:
     """Let the JPEG decoder leave out detail that resampling would throw away (its DCT scaling)."""
     if image.format not in _JPEG:
         return
     sideways = _orientation(image) in _SIDEWAYS
     size = image.size[::-1] if sideways else image.size
-    width, height = _resampled_size(size, how)
+    width, height = _resampled_size(size, preprocess)
     if sideways:
         width, height = height, width
     image.draft(None, (SHORTCUT_MARGIN * width, SHORTCUT_MARGIN * height))
@@ -214,7 +210,7 @@ def _take_shortcut(image: Image.Image, how: Preprocess) -> None:
 def _from_16_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 0xFFFF):
-        raise PictureRefused("unsupported", "it has more than 16 bits per pixel; save it as 8 or 16 bits")
+        raise ImageError("unsupported", "it has more than 16 bits per pixel; save it as 8 or 16 bits")
     return Image.fromarray(((values.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
 
 
@@ -222,48 +218,48 @@ def _image_from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3) or not pixels.size:
         found = f"{pixels.dtype} {pixels.shape}"
-        raise PictureRefused("unsupported", f"an array of {found}; expected uint8 (H, W), (H, W, 1) or (H, W, 3)")
+        raise ImageError("unsupported", f"an array of {found}; expected uint8 (H, W), (H, W, 1) or (H, W, 3)")
     return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
 
 
-def _binary_file(picture: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]:
-    if isinstance(picture, bytes):
-        return io.BytesIO(picture)
-    if not isinstance(picture, (str, os.PathLike)):
-        return io.BytesIO(picture.read())
+def _binary_file(image: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]:
+    if isinstance(image, bytes):
+        return io.BytesIO(image)
+    if not isinstance(image, (str, os.PathLike)):
+        return io.BytesIO(image.read())
     # Opening a pipe waits for a writer that may never come, so look first.
     try:
-        found = os.stat(picture)  # noqa: PTH116 (making a Path costs more than looking)
+        found = os.stat(image)  # noqa: PTH116 (making a Path costs more than looking)
     except ValueError:  # a zero byte, or a surrogate
-        raise PictureRefused("not-found", "no file can have this name") from None
+        raise ImageError("not-found", "no file can have this name") from None
     if stat.S_ISDIR(found.st_mode):
-        raise PictureRefused("not-a-file", "it is a folder")
+        raise ImageError("not-a-file", "it is a folder")
     if not stat.S_ISREG(found.st_mode):
-        raise PictureRefused("not-a-file", "it is a device, a pipe or a socket")
+        raise ImageError("not-a-file", "it is a device, a pipe or a socket")
     if not found.st_size:
-        raise PictureRefused("empty", "it has zero bytes")  # unopened: some of /proc's wait for ever
-    file = io.FileIO(picture)
+        raise ImageError("empty", "it has zero bytes")  # unopened: some of /proc's wait for ever
+    file = io.FileIO(image)
     if found.st_size > _READ_AT_ONCE_BYTES:
         return io.BufferedReader(file)
     with file:
         return io.BytesIO(file.readall())
 
 
-def unreachable(error: OSError) -> PictureRefused:
+def image_error_from_os_error(error: OSError) -> ImageError:
     """Say of a file that could not be read what a record says of it."""
     reason = (error.strerror or str(error)).lower()
     kind = {FileNotFoundError: "not-found", PermissionError: "no-permission"}.get(type(error), "unreadable")
-    return PictureRefused(kind, reason)
+    return ImageError(kind, reason)
 
 
-def _too_large(found: str) -> PictureRefused:
-    return PictureRefused("too-large", f"it has {found} pixels; at most {MAX_PIXELS:,} are decoded; scale it down")
+def _too_large(found: str) -> ImageError:
+    return ImageError("too-large", f"it has {found} pixels; at most {MAX_PIXELS:,} are decoded; scale it down")
 
 
-def _damaged(name: str, error: Exception) -> PictureRefused:
+def _damaged(name: str, error: Exception) -> ImageError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return PictureRefused("damaged", f"its {name} data cannot be decoded ({reason})")
+    return ImageError("damaged", f"its {name} data cannot be decoded ({reason})")
 
 
-def _fill(how: Preprocess) -> int | tuple[int, ...]:
-    return how.background[0] if how.color == "L" else how.background
+def _fill(preprocess: Preprocess) -> int | tuple[int, ...]:
+    return preprocess.background[0] if preprocess.color == "L" else preprocess.background

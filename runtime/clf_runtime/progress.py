@@ -1,4 +1,4 @@
-"""What a person sees on stderr while pictures are classified: what failed, and how far it is."""
+"""What a person sees on stderr while images are classified: what failed, and how far it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 import sys
 import time
 
-from clf_runtime.answering import Order, count
 from clf_runtime.command import say
 from clf_runtime.predictions import Failure, Result
+from clf_runtime.run import RunOptions, count
 
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _BAR_CHARACTERS = 24
@@ -17,9 +17,9 @@ _BAR_CHARACTERS = 24
 class Terminal:
     """Tells of failures where the output format has no place for them, and draws a bar where a person waits."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._tells_failures = order.output_format == "text"
+    def __init__(self, options: RunOptions) -> None:
+        self._order = options
+        self._tells_failures = options.output_format == "text"
         self._bar: Bar | None = None
 
     def noticed(self, what: str) -> None:
@@ -32,7 +32,7 @@ class Terminal:
             self._bar = Bar(count(self._order), before)
 
     def answered(self, result: Result) -> None:
-        """Count a picture."""
+        """Count an image."""
         if self._tells_failures and isinstance(result, Failure):
             self.clear()
             say(f"clf-run: {result}")
@@ -46,10 +46,10 @@ class Terminal:
 
 
 class Bar:
-    """One line, drawn again and again, with pictures done, pictures per second and the time left."""
+    """One line, drawn again and again, with images done, images per second and the time left."""
 
     def __init__(self, total: int, before: int = 0) -> None:
-        """Begin with `before` of `total` pictures done by a former run."""
+        """Begin with `before` of `total` images done by a former run."""
         self._total = total
         self._before = before
         self._done = before
@@ -57,7 +57,7 @@ class Bar:
         self._drawn = 0  # characters
 
     def step(self) -> None:
-        """Count one more picture."""
+        """Count one more image."""
         self._done += 1
         now = time.monotonic()
         if now >= self._due or self._done == self._total:
@@ -76,7 +76,7 @@ class Bar:
         rate = (self._done - self._before) / max(seconds, 1e-9)
         left = duration((total - self._done) / rate)
         bar = f"[{'#' * full:-<{_BAR_CHARACTERS}}]"
-        return f"{bar} {self._done:,} of {total:,} pictures, {per_second(rate)}, {left} left"
+        return f"{bar} {self._done:,} of {total:,} images, {per_second(rate)}, {left} left"
 
     def _draw(self, text: str) -> None:
         # A line that wraps could not be drawn over. A terminal that does not know its width says 0.
@@ -87,8 +87,8 @@ class Bar:
 
 
 def per_second(rate: float) -> str:
-    """Say how many pictures a second."""
-    return f"{rate:,.0f} pictures/s" if rate >= 10 else f"{rate:.2g} pictures/s"
+    """Say how many images a second."""
+    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
 
 
 def duration(seconds: float) -> str:

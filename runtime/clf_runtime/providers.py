@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from clf_runtime.errors import WrongUsage
+from clf_runtime.errors import UsageError
 
 _SUFFIX = "ExecutionProvider"
 _NVIDIA = ("cuda", "tensorrt")
@@ -54,21 +54,21 @@ def short(provider: str) -> str:
 def asked_for(device: str, known: Iterable[str]) -> tuple[str, dict[str, str]]:
     """Parse NAME or NAME:X: the provider by onnxruntime's name, and its options. `known` are all that there are.
 
-    Raises WrongUsage.
+    Raises UsageError.
     """
     name, colon, selected = device.partition(":")
     providers = {short(provider): provider for provider in known}
     if name.lower() not in providers:
         others = ", ".join(sorted(set(providers) - {"cpu", "cuda"}))
-        raise WrongUsage(f"--device {device}: unknown; expected auto, cpu, cuda or cuda:N, or one of {others}")
+        raise UsageError(f"--device {device}: unknown; expected auto, cpu, cuda or cuda:N, or one of {others}")
     if not colon:
         return providers[name.lower()], {}
     option = _SELECTS.get(name.lower())
     if option is None:
-        raise WrongUsage(f"--device {device}: {name} takes nothing behind a colon")
+        raise UsageError(f"--device {device}: {name} takes nothing behind a colon")
     if not selected or (option == "device_id" and not re.fullmatch(r"\d{1,4}", selected)):
         expected = "a number" if option == "device_id" else "CPU, GPU or NPU"
-        raise WrongUsage(f"--device {device}: expected {expected} behind the colon")
+        raise UsageError(f"--device {device}: expected {expected} behind the colon")
     return providers[name.lower()], {option: selected}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from clf_runtime.errors import MachineUnable, ModelRefused
+from clf_runtime.errors import InvalidModelError, MachineError
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.preprocess import UInt8Array
 
@@ -41,22 +41,22 @@ class Session:
         `device` is auto, cpu, cuda, cuda:N, or another provider of onnxruntime by its short name. Any but auto
         works or is refused. `record_nodes` has `nodes` tell where each node of the graph runs.
 
-        Raises MachineUnable, where the device does not work here, WrongUsage, where it is unknown, and ModelRefused.
+        Raises MachineError (the device does not work here), UsageError (unknown device), InvalidModelError.
         """
         _refuse_too_old(model)
-        self.notice = ""  # why auto did not take what is better, where it is built in
+        self.warning = ""  # why auto did not take what is better, where it is built in
         provider, selected = _wanted(device)
         if provider == CPU:
             self._session = _opened(model.path, [CPU], threads, record_nodes)
         else:
             try:
                 self._session = _accelerated(model.path, provider, selected, threads)
-            except MachineUnable as unable:
+            except MachineError as unable:
                 # First this: where the CPU refuses the model too, it is the model, and not the device.
                 self._session = _opened(model.path, [CPU], threads, record_nodes)
                 if device != "auto":
-                    raise MachineUnable(f"--device {device}: {unable}") from None
-                self.notice = f"--device auto takes the CPU: {unable}"
+                    raise MachineError(f"--device {device}: {unable}") from None
+                self.warning = f"--device auto takes the CPU: {unable}"
         _refuse_other_signature(model.path, self._session)
         self.provider: str = self._session.get_providers()[0]
 
@@ -78,7 +78,7 @@ class Session:
     def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
         """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels).
 
-        Raises MachineUnable where the device fails, with a batch too large for its memory, say.
+        Raises MachineError where the device fails, with a batch too large for its memory, say.
         """
         try:
             logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
@@ -86,7 +86,7 @@ class Session:
             if type(error).__name__ not in _FAILURES_OF_THE_DEVICE:
                 raise
             reason = " ".join(str(error).split())
-            raise MachineUnable(
+            raise MachineError(
                 f"{self.provider} failed on a batch of {len(pixels)}: {reason}; "
                 "try a smaller --batch-size, or --device cpu"
             ) from None
@@ -108,7 +108,7 @@ def providers_built_in() -> list[str]:
 
 
 def start(device: str) -> None:
-    """Have `device` multiply two small matrices, to see whether it works. Raises WrongUsage, MachineUnable."""
+    """Have `device` multiply two small matrices, to see whether it works. Raises UsageError, MachineError."""
     import tempfile
 
     provider, selected = _wanted(device)
@@ -119,7 +119,7 @@ def start(device: str) -> None:
         session = _opened(path, [CPU], 1, False) if on_cpu else _accelerated(path, provider, selected, 1)
         (product,) = session.run(["y"], {"x": np.asarray([[1, 1]], np.float32)})
     if product.tolist() != [[4, 6]]:
-        raise MachineUnable(f"--device {device}: it gets a product of small matrices wrong: {product.tolist()}")
+        raise MachineError(f"--device {device}: it gets a product of small matrices wrong: {product.tolist()}")
 
 
 def _refuse_other_signature(path: Path, session: Any) -> None:
@@ -127,14 +127,14 @@ def _refuse_other_signature(path: Path, session: Any) -> None:
     outputs = {(value.name, value.type, len(value.shape)) for value in session.get_outputs()}
     wanted = {("logits", "tensor(float)", 2), ("probabilities", "tensor(float)", 2)}
     if inputs != [("image", "tensor(uint8)", 4)] or outputs != wanted:
-        raise ModelRefused(
+        raise InvalidModelError(
             f"{path}: refused: its graph takes {inputs} and gives {sorted(outputs)}; "
             "expected uint8 image to float logits and probabilities; export it with clf-export"
         )
 
 
 def _wanted(device: str) -> tuple[str, dict[str, str]]:
-    """Give the provider to try, and its options. Raises WrongUsage, MachineUnable."""
+    """Give the provider to try, and its options. Raises UsageError, MachineError."""
     if device == "cpu":
         return CPU, {}
     built_in = providers_built_in()
@@ -144,12 +144,12 @@ def _wanted(device: str) -> tuple[str, dict[str, str]]:
 
     provider, selected = asked_for(device, [*onnxruntime.get_all_providers(), *built_in])
     if provider not in built_in:
-        raise MachineUnable(f"--device {device}: {not_built_in(provider, runtime_version())}")
+        raise MachineError(f"--device {device}: {not_built_in(provider, runtime_version())}")
     return provider, selected
 
 
 def _accelerated(path: Path, provider: str, selected: dict[str, str], threads: int) -> Any:
-    """Open `path` on what is no CPU, or raise MachineUnable with the reason."""
+    """Open `path` on what is no CPU, or raise MachineError with the reason."""
     from clf_runtime.providers import not_started, short
 
     # OpenVINO has threads of its own.
@@ -162,14 +162,14 @@ def _accelerated(path: Path, provider: str, selected: dict[str, str], threads: i
                 onnxruntime.preload_dlls()  # finds the CUDA libraries that come as wheels, from 1.21 on
         try:
             session = _opened(path, providers, threads, record_nodes=True)
-        except ModelRefused as error:
+        except InvalidModelError as error:
             raised = str(error.__context__)
     if session is None or session.get_providers()[0] != provider:
         folder = Path(onnxruntime.__file__).parent / "capi"
-        raise MachineUnable(not_started(provider, runtime_version(), folder, printed.getvalue(), raised))
+        raise MachineError(not_started(provider, runtime_version(), folder, printed.getvalue(), raised))
     nodes = _nodes(session)
     if nodes is not None and provider not in nodes:
-        raise MachineUnable(
+        raise MachineError(
             f"it takes none of the {sum(nodes.values())} nodes of {path}: all would run elsewhere; name another device"
         )
     return session
@@ -191,7 +191,7 @@ def _opened(path: Path, providers: list[Any], threads: int, record_nodes: bool) 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL_ONLY
-    # A waiting pool must not burn the core that decodes the next picture.
+    # A waiting pool must not burn the core that decodes the next image.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if record_nodes:
         options.add_session_config_entry(_RECORD_NODES, "1")
@@ -201,7 +201,7 @@ def _opened(path: Path, providers: list[Any], threads: int, record_nodes: bool) 
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own classes have no common base
         reason = " ".join(str(error).split())
-        raise ModelRefused(
+        raise InvalidModelError(
             f"{path}: refused by onnxruntime {runtime_version()}: {reason}; export it again, or update onnxruntime"
         ) from None
     session.disable_fallback()
@@ -212,7 +212,7 @@ def _refuse_too_old(model: OnnxFile) -> None:
     needed = model.oldest_runtime
     if needed is None or _numbers(runtime_version()) >= _numbers(needed):
         return
-    raise ModelRefused(
+    raise InvalidModelError(
         f"{model.path}: refused: opset {model.opset} and IR {model.ir_version} need onnxruntime {needed} or later, "
         f"here is {runtime_version()}; update onnxruntime, or export for this version"
     )

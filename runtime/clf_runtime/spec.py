@@ -12,25 +12,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
-from clf_runtime.errors import ModelRefused
+from clf_runtime.errors import InvalidModelError
 
 FORMAT = 1
 MAX_SIDE = 4096  # pixels; a larger input is a broken number, not a classifier
 
 Color = Literal["L", "RGB"]
-Fit = Literal["squash", "crop", "pad"]
+ResizeMode = Literal["squash", "crop", "pad"]
 Resample = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a picture becomes the graph's input, uint8 (height, width, channels)."""
+    """How an image becomes the graph's input, uint8 (height, width, channels)."""
 
     color: Color
     height: int
     width: int
-    fit: Fit
-    crop_ratio: float  # the part of the fitted picture that a crop keeps, 0 < ratio <= 1
+    resize: ResizeMode
+    crop_ratio: float  # the part of the fitted image that a crop keeps, 0 < ratio <= 1
     resample: Resample
     background: tuple[int, ...]  # 0..255 per channel; under transparency and around `pad`
 
@@ -53,7 +53,7 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the model reached on pictures that took no part in its training."""
+    """What the model reached on images that took no part in its training."""
 
     split: str
     images: int
@@ -68,8 +68,8 @@ class Provenance:
 
     data: str | None  # a data set's name, or the folder as it was typed; None where an import named none
     data_root: str | None
-    fingerprint: str | None  # SHA-256 of the held-out pictures and their classes
-    held_out: float  # the share of the pictures that was kept from training, where there was no test folder
+    fingerprint: str | None  # SHA-256 of the held-out images and their classes
+    test_split: float  # the share of the images that was kept from training, where there was no test folder
     seed: int
     epochs: float  # a part of one where training ended within it
     state_dict_sha256: str
@@ -97,11 +97,11 @@ class ModelSpec:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> ModelSpec:
-        """Parse and check `text`; `source` is the file to name in a refusal. Raises ModelRefused."""
+        """Parse and check `text`; `source` is the file to name in a refusal. Raises InvalidModelError."""
         try:
             content = json.loads(text)
         except ValueError as error:
-            raise ModelRefused(f"{source}: refused: its spec is not JSON ({error}); export it again") from None
+            raise InvalidModelError(f"{source}: refused: its spec is not JSON ({error}); export it again") from None
         return _spec(_Fields(content, source, ""), source)
 
 
@@ -116,9 +116,9 @@ class _Fields:
         self._content = cast("dict[str, object]", content)
         self._unread = set(self._content)
 
-    def refusal(self, key: str, found: str, expected: str) -> ModelRefused:
+    def refusal(self, key: str, found: str, expected: str) -> InvalidModelError:
         name = ".".join(part for part in (self._path, key) if part) or "its spec"
-        return ModelRefused(f"{self._source}: refused: {name} {found}, expected {expected}; export it again")
+        return InvalidModelError(f"{self._source}: refused: {name} {found}, expected {expected}; export it again")
 
     def done(self) -> None:
         if self._unread:
@@ -179,7 +179,9 @@ class _Fields:
 def _spec(fields: _Fields, source: str) -> ModelSpec:
     format_ = fields.whole("format", 1)
     if format_ > FORMAT:
-        raise ModelRefused(f"{source}: refused: format is {format_}, expected {FORMAT} at most; update clf-edge here")
+        raise InvalidModelError(
+            f"{source}: refused: format is {format_}, expected {FORMAT} at most; update clf-edge here"
+        )
     preprocess = _preprocess(fields.fields("preprocess"))
     spec = ModelSpec(
         format=format_,
@@ -217,7 +219,7 @@ def _preprocess(fields: _Fields) -> Preprocess:
         color=color,
         height=fields.whole("height", 1, MAX_SIDE),
         width=fields.whole("width", 1, MAX_SIDE),
-        fit=cast("Fit", fields.choice("fit", get_args(Fit))),
+        resize=cast("ResizeMode", fields.choice("resize", get_args(ResizeMode))),
         crop_ratio=fields.number("crop_ratio", 0, 1, above=True),
         resample=cast("Resample", fields.choice("resample", get_args(Resample))),
         background=tuple(cast("list[int]", background)),
@@ -261,7 +263,7 @@ def _provenance(fields: _Fields | None) -> Provenance | None:
         data=fields.text_or_null("data"),
         data_root=fields.text_or_null("data_root"),
         fingerprint=fields.text_or_null("fingerprint"),
-        held_out=fields.number("held_out", 0, 1),
+        test_split=fields.number("test_split", 0, 1),
         seed=fields.whole("seed", 0),
         epochs=_whole_if_whole(fields.number("epochs", 0)),
         state_dict_sha256=fields.text("state_dict_sha256"),

@@ -125,7 +125,7 @@ def test_data_that_is_gone_or_changed_is_refused_and_may_be_named_anew(command, 
     gone = command("clf-export")
     assert gone.code == 3
     assert "data: no such folder" in gone.error
-    assert "--data says where the pictures of the training are" in gone.error
+    assert "--data says where the images of the training are" in gone.error
     done = command("clf-export", "--data", "moved")
     assert done.code == 0, done.err
     assert command("clf-run", "moved", "-r").code == 0
@@ -133,7 +133,7 @@ def test_data_that_is_gone_or_changed_is_refused_and_may_be_named_anew(command, 
         drawing(30, 30).save(path)
     changed = command("clf-export", "--data", "moved", "--overwrite")
     assert changed.code == 3
-    assert "moved: its held-out pictures are not those of the training" in changed.error
+    assert "moved: its held-out images are not those of the training" in changed.error
     assert command("clf-run", "--self-test").code == 0
 
 

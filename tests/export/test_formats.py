@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from clf_export.deployable import INPUT, Deployable
+from clf_export.exporters.module import INPUT, ExportModule
+from clf_export.exporters.onnx import highest_opset, onnx_from_program
+from clf_export.exporters.trace import program_from_model
 from clf_export.formats import TARGETS, targets_of
-from clf_export.fp16_from_onnx import fp16_from_onnx
-from clf_export.graphs import Graph
-from clf_export.held_out import held_out
-from clf_export.onnx_from_program import highest_opset, onnx_from_program
-from clf_export.program_from_model import program_from_model
+from clf_export.quantize.fp16 import fp16_from_onnx
+from clf_export.quantize.graph import Graph
+from clf_export.test_split import find_test_split
 from clf_runtime.classifier import Classifier
-from clf_runtime.errors import ModelRefused, WrongUsage
-from clf_train import trained
+from clf_runtime.errors import InvalidModelError, UsageError
+from clf_train.models import saved
 
 NETWORKS = """
 import torch
@@ -60,9 +60,9 @@ def test_every_combination_that_exists_is_a_file_and_no_other_is_accepted():
         "model.int8.onnx",
         "model.pt2",
     ]
-    with pytest.raises(WrongUsage, match="--format pt2 is made in fp32 only; add --precision fp32"):
+    with pytest.raises(UsageError, match="--format pt2 is made in fp32 only; add --precision fp32"):
         targets_of(["onnx", "pt2"], ["int8"])
-    with pytest.raises(WrongUsage, match="--precision int8 is made as ONNX only; add --format onnx"):
+    with pytest.raises(UsageError, match="--precision int8 is made as ONNX only; add --format onnx"):
         targets_of(["pt2"], ["fp32", "int8"])
 
 
@@ -120,7 +120,7 @@ def custom(command, tmp_path):
     [
         ("Attentive", (), "Attention: needs opset 23, which onnxruntime 1.23 is the first to read; say --min-runtime"),
         ("Bessel", (), "bessel_j0: no opset has it"),
-        ("Branching", (), "torch.export cannot trace it for any number of pictures: Could not guard"),
+        ("Branching", (), "torch.export cannot trace it for any number of images: Could not guard"),
     ],
 )
 def test_a_network_that_no_file_can_hold_is_refused_by_what_it_needs(
@@ -160,18 +160,18 @@ def test_every_file_carries_its_spec_its_self_test_and_its_proof(artifacts, targ
     assert record["difference_from_float64"] <= record["max_difference"] + record["rounding"]
     assert record["rounding"] < 1e-4
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
-    logits, probabilities = candidate.logits(pixels)
+    logits, probabilities = candidate.run(pixels)
     assert logits.dtype == probabilities.dtype == np.float32
     assert logits.shape == (3, 10)
 
 
 def test_a_changed_pt2_file_is_not_opened(artifacts, tmp_path):
-    from clf_export.pt2_from_program import Pt2Model
+    from clf_export.exporters.pt2 import Pt2Model
 
     content = bytearray((artifacts / "model.pt2").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "model.pt2").write_bytes(content)
-    with pytest.raises(ModelRefused, match="its digest does not match its content"):
+    with pytest.raises(InvalidModelError, match="its digest does not match its content"):
         Pt2Model(tmp_path / "model.pt2", ())
 
 
@@ -182,7 +182,7 @@ def test_a_pt2_file_opens_with_torch_alone(artifacts):
     with torch.inference_mode():
         logits = program.module()(torch.from_numpy(pixels))[0].numpy()
     onnx_file = Classifier.load(artifacts / "model.onnx")
-    np.testing.assert_allclose(logits, onnx_file.logits(pixels)[0], atol=1e-4)
+    np.testing.assert_allclose(logits, onnx_file.run(pixels)[0], atol=1e-4)
     assert extra["clf.spec"] == onnx_file.file.metadata["clf.spec"]
 
 
@@ -226,16 +226,16 @@ class Overflowing(nn.Module):
 
 
 def test_an_operator_that_overflows_float16_stays_in_float32(artifacts):
-    model = trained.load(artifacts)
-    pictures = held_out(artifacts, model.spec, None, None)
-    module = Deployable(Overflowing(model.model).eval(), model.spec).eval()
+    model = saved.load(artifacts)
+    images = find_test_split(artifacts, model.spec, None, None)
+    module = ExportModule(Overflowing(model.model).eval(), model.spec).eval()
     content = onnx_from_program(program_from_model(module, model.spec))
-    pixels = pictures.judging.pixels
-    wanted = Graph(content).logits(pixels)[0]
+    pixels = images.search_images.pixels
+    wanted = Graph(content).run(pixels)[0]
     assert wanted.max() * 90_000 > np.finfo(np.float16).max
-    half, kept = fp16_from_onnx(content, pictures.calibration)
+    half, kept = fp16_from_onnx(content, images.calibration)
     assert set(kept) == {"Mul", "Div"}
-    given = Graph(half).logits(pixels)[0]
+    given = Graph(half).run(pixels)[0]
     np.testing.assert_allclose(given, wanted, atol=0.01 * np.abs(wanted).max())
     inside = {node.op_type for node in onnx.ModelProto.FromString(half).graph.node}
     assert "Cast" in inside

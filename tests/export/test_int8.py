@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-from clf_export.bias_correction import means_of
-from clf_export.choosing import Search, lines
-from clf_export.deployable import Deployable
+from clf_export.exporters.module import ExportModule
+from clf_export.exporters.onnx import onnx_from_program
+from clf_export.exporters.trace import program_from_model
 from clf_export.formats import TARGETS
-from clf_export.graphs import Graph, as_run, fused
-from clf_export.held_out import held_out
-from clf_export.int8_from_onnx import WAYS, Way, int8_from_onnx, ranges_of
-from clf_export.onnx_from_program import onnx_from_program
-from clf_export.program_from_model import program_from_model
-from clf_export.quantizable import quantizable
-from clf_runtime.errors import ModelRefused
+from clf_export.quantize import search as search_module
+from clf_export.quantize.bias_correction import measure_input_means
+from clf_export.quantize.graph import Graph, fuse, optimize
+from clf_export.quantize.int8 import QUANTIZATION_CONFIGS, QuantizationConfig, calibrate, int8_from_onnx
+from clf_export.quantize.rewrite import rewrite_for_quantization
+from clf_export.quantize.search import QuantizationSearch, lines
+from clf_export.test_split import find_test_split
+from clf_runtime.errors import InvalidModelError
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
-from clf_train import trained
+from clf_train.models import saved
 
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8)
@@ -30,17 +31,17 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uin
 
 @pytest.fixture(scope="module")
 def model(artifacts):
-    return trained.load(artifacts)
+    return saved.load(artifacts)
 
 
 @pytest.fixture(scope="module")
 def graph(model):
-    return onnx_from_program(program_from_model(Deployable(model.model, model.spec).eval(), model.spec))
+    return onnx_from_program(program_from_model(ExportModule(model.model, model.spec).eval(), model.spec))
 
 
 @pytest.fixture(scope="module")
-def pictures(artifacts, model):
-    return held_out(artifacts, model.spec, None, None)
+def images(artifacts, model):
+    return find_test_split(artifacts, model.spec, None, None)
 
 
 class Depthwise(nn.Sequential):
@@ -54,14 +55,20 @@ class Depthwise(nn.Sequential):
 
 
 def exported(network: nn.Module, normalize: Normalize) -> bytes:
-    how = Preprocess("RGB", 24, 32, "crop", 1.0, "bilinear", (255, 255, 255))
-    spec = ModelSpec("network", ("a", "b"), how, normalize, temperature=1.0, metrics=None, provenance=None)
-    return onnx_from_program(program_from_model(Deployable(network.eval(), spec).eval(), spec))
+    preprocess = Preprocess("RGB", 24, 32, "crop", 1.0, "bilinear", (255, 255, 255))
+    spec = ModelSpec("network", ("a", "b"), preprocess, normalize, temperature=1.0, metrics=None, provenance=None)
+    return onnx_from_program(program_from_model(ExportModule(network.eval(), spec).eval(), spec))
 
 
-def made(floats: onnx.ModelProto, way: Way, pixels=PIXELS) -> onnx.ModelProto:
-    graph = floats if way.operators == "weights" else quantizable(floats, takes_pixels=way.ends == "int8")
-    content = int8_from_onnx(graph, way, ranges_of(quantizable(floats), pixels, "minmax"), means_of(graph, pixels))
+def quantization(floats: onnx.ModelProto, config: QuantizationConfig, pixels=PIXELS) -> onnx.ModelProto:
+    graph = (
+        floats
+        if config.operators == "weights"
+        else rewrite_for_quantization(floats, takes_pixels=config.ends == "int8")
+    )
+    content = int8_from_onnx(
+        graph, config, calibrate(rewrite_for_quantization(floats), pixels, "minmax"), measure_input_means(graph, pixels)
+    )
     return onnx.ModelProto.FromString(content)
 
 
@@ -76,29 +83,29 @@ def integers_of(proto: onnx.ModelProto) -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def depthwise():
     torch.manual_seed(0)
-    return fused(exported(Depthwise(), IMAGENET))
+    return fuse(exported(Depthwise(), IMAGENET))
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_integers_saturate_on_no_processor(way, graph, pictures, depthwise):
+@pytest.mark.parametrize("way", QUANTIZATION_CONFIGS, ids=str)
+def test_integers_saturate_on_no_processor(config, graph, images, depthwise):
     """Weights of 7 bits and unsigned activations: two products fit the 16 bits that AVX2 adds them in."""
-    for floats, pixels in ((fused(graph), pictures.calibration), (depthwise, PIXELS)):
-        if (way.operators, way.ends) == ("dense", "int8") and floats is depthwise:
+    for floats, pixels in ((fuse(graph), images.calibration), (depthwise, PIXELS)):
+        if (config.operators, config.ends) == ("dense", "int8") and floats is depthwise:
             # onnxruntime would make integers of the depthwise layer's weights, and these have 8 bits.
             with pytest.raises(ValueError, match="onnxruntime would make integers of these weights"):
-                made(floats, way, pixels)
+                quantization(floats, config, pixels)
             continue
-        proto = made(floats, way, pixels)
+        proto = quantization(floats, config, pixels)
         assert integers_of(proto)
         assert proto.opset_import[0].version == 18
         assert {each.domain for each in proto.opset_import} == {""}
-        run = as_run(proto.SerializeToString())
+        run = optimize(proto.SerializeToString())
         kinds = {node.op_type for node in run.graph.node}
-        if way.operators == "weights":
+        if config.operators == "weights":
             assert "QLinearConv" not in kinds  # nothing is added up in integers
             continue
         assert "QLinearConv" in kinds
-        assert ("Conv" in kinds) == (way.ends == "float")
+        assert ("Conv" in kinds) == (config.ends == "float")
         assert max(np.abs(each).max() for each in integers_of(run)) <= 64
         assert np.iinfo(np.int16).max >= 2 * 64 * 255
 
@@ -106,7 +113,7 @@ def test_integers_saturate_on_no_processor(way, graph, pictures, depthwise):
 @pytest.mark.parametrize("scales", ["per channel", "per tensor"])
 def test_every_layer_of_integers_has_a_bias_of_integers(scales, depthwise):
     """onnxruntime before 1.21 computes a layer with a float32 bias in float32."""
-    proto = made(depthwise, Way(scales, "all", "int8"))
+    proto = quantization(depthwise, QuantizationConfig(scales, "all", "int8"))
     dequantized = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in proto.graph.node if node.op_type in ("Conv", "Gemm")]
     assert len(layers) == 4
@@ -141,18 +148,18 @@ class Plain(nn.Sequential):
 
 @pytest.mark.parametrize("network", [Depthwise, Plain])
 def test_biases_keep_the_mean_of_what_rounded_weights_give(network):
-    """On the pictures that the means were taken of, what is left comes from rounded activations."""
+    """On the images that the means were taken of, what is left comes from rounded activations."""
     moved = {scales: np.zeros(2) for scales in ("per channel", "per tensor")}
     for seed in range(4):
         torch.manual_seed(seed)
-        graph = quantizable(fused(exported(network(), IMAGENET)))
-        ranges, means = ranges_of(graph, PIXELS, "minmax"), means_of(graph, PIXELS)
+        graph = rewrite_for_quantization(fuse(exported(network(), IMAGENET)))
+        ranges, means = calibrate(graph, PIXELS, "minmax"), measure_input_means(graph, PIXELS)
         none = {name: np.zeros_like(mean) for name, mean in means.items()}
-        wanted = Graph(graph.SerializeToString()).all_logits(PIXELS)
+        wanted = Graph(graph.SerializeToString()).gather_logits(PIXELS)
         for scales, both in moved.items():
             for at, each in enumerate((means, none)):
-                content = int8_from_onnx(graph, Way(scales, "all", "int8"), ranges, each)
-                both[at] += np.abs((Graph(content).all_logits(PIXELS) - wanted).mean(axis=0)).mean()
+                content = int8_from_onnx(graph, QuantizationConfig(scales, "all", "int8"), ranges, each)
+                both[at] += np.abs((Graph(content).gather_logits(PIXELS) - wanted).mean(axis=0)).mean()
     assert all(corrected < 0.5 * uncorrected for corrected, uncorrected in moved.values()), moved
 
 
@@ -167,9 +174,11 @@ def test_what_training_switched_off_keeps_its_bias(weight, channels):
             layer.weight[channels] = weight
             layer.bias[channels] = 0.7
     content = exported(network, IMAGENET)
-    wanted = Graph(content).all_logits(PIXELS)
+    wanted = Graph(content).gather_logits(PIXELS)
     for scales in ("per channel", "per tensor"):
-        given = Graph(made(fused(content), Way(scales, "all", "int8")).SerializeToString()).all_logits(PIXELS)
+        given = Graph(
+            quantization(fuse(content), QuantizationConfig(scales, "all", "int8")).SerializeToString()
+        ).gather_logits(PIXELS)
         assert np.abs(given - wanted).max() <= 0.05 * np.abs(wanted).max()
 
 
@@ -200,51 +209,51 @@ class Pooling(nn.Module):
 def test_for_integers_the_first_layer_takes_pixels_and_pools_have_one_name(pads, normalize, kinds, most, keepdim):
     torch.manual_seed(0)
     content = exported(Pooling(pads, keepdim), normalize)
-    before = fused(content)
-    after = quantizable(before)
+    before = fuse(content)
+    after = rewrite_for_quantization(before)
     assert [node.op_type for node in after.graph.node][: len(kinds)] == kinds
     assert "ReduceMean" not in {node.op_type for node in after.graph.node}
     onnx.checker.check_model(after, full_check=True)
-    wanted = Graph(content).logits(PIXELS)[0]
-    given = Graph(after.SerializeToString()).logits(PIXELS)[0]
+    wanted = Graph(content).run(PIXELS)[0]
+    given = Graph(after.SerializeToString()).run(PIXELS)[0]
     assert np.abs(given - wanted).max() <= most * np.abs(wanted).max()
-    assert before.SerializeToString(deterministic=True) == fused(content).SerializeToString(deterministic=True)
-    integers = made(before, WAYS[0])
-    quantized = Graph(integers.SerializeToString()).logits(PIXELS)[0]
+    assert before.SerializeToString(deterministic=True) == fuse(content).SerializeToString(deterministic=True)
+    integers = quantization(before, QUANTIZATION_CONFIGS[0])
+    quantized = Graph(integers.SerializeToString()).run(PIXELS)[0]
     assert np.abs(quantized - wanted).max() <= 0.05 * np.abs(wanted).max()
     rounded = [node.output[0] for node in integers.graph.node if node.op_type == "QuantizeLinear"]
     assert ("DequantizeLinear" in kinds) == (not any("mul" in name for name in rounded))  # pixels are not rounded again
 
 
-def test_the_fastest_way_that_is_good_enough_is_taken(graph, pictures):
-    search = Search(graph, pictures)
+def test_the_fastest_way_that_is_good_enough_is_taken(graph, images):
+    search = QuantizationSearch(graph, images)
     first = next(search.candidates(max_drop=0.5))
-    timed = {each.way: each.latency_ms for each in search.table}
-    assert len(timed) == len(WAYS)
-    assert search.float_accuracy - first.judged.accuracy <= 0.005
-    assert first.judged.agreement >= 0.95
+    timed = {each.config: each.latency_ms for each in search.table}
+    assert len(timed) == len(QUANTIZATION_CONFIGS)
+    assert search.float_accuracy - first.trial.accuracy <= 0.005
+    assert first.trial.agreement >= 0.95
     good = [each for each in search.seen if search.float_accuracy - each.accuracy <= 0.005 and each.agreement >= 0.95]
     fastest_ms = min(each.latency_ms for each in good)
     assert all(each.latency_ms <= 1.05 * fastest_ms for each in good)  # no slower one was looked at
     as_much = [each for each in good if each.agreement >= max(one.agreement for one in good) - 0.005]
-    assert first.judged.size_bytes == min(each.size_bytes for each in as_much)
-    assert Graph(first.content).logits(pictures.judging.pixels[:3])[0].shape == (3, 10)
+    assert first.trial.size_bytes == min(each.size_bytes for each in as_much)
+    assert Graph(first.content).run(images.search_images.pixels[:3])[0].shape == (3, 10)
     table = list(lines(search))
     assert table[0].split()[0] == "way"
-    assert len(table) >= 2 + len(WAYS)
+    assert len(table) >= 2 + len(QUANTIZATION_CONFIGS)
 
 
 def test_where_no_way_is_good_enough_the_table_is_told_and_nothing_is_written(artifacts, tmp_path, monkeypatch, model):
-    from clf_export import choosing, exporting
+    from clf_export import exporting
 
     folder = tmp_path / "artifacts"
     folder.mkdir()
     for name in ("model.pt", "model.json"):
         shutil.copy(artifacts / name, folder)
     # More than all of the labels cannot be kept: a floor that no way reaches.
-    monkeypatch.setattr(choosing, "AGREEMENT_FLOOR", 1.01)
+    monkeypatch.setattr(search_module, "MIN_AGREEMENT", 1.01)
     said = []
-    with pytest.raises(ModelRefused, match=r"no way of making it keeps accuracy within 0\.5 percentage points"):
+    with pytest.raises(InvalidModelError, match=r"no way of making it keeps accuracy within 0\.5 percentage points"):
         exporting.export(folder, TARGETS[2:3], say=said.append)
-    assert sum("ends" in line for line in said) >= len(WAYS)
+    assert sum("ends" in line for line in said) >= len(QUANTIZATION_CONFIGS)
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.pt"]

@@ -7,9 +7,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from clf_export.onnx_from_program import onnx_from_program
-from clf_export.program_from_model import program_from_model
-from clf_runtime.errors import ModelRefused
+from clf_export.exporters.onnx import onnx_from_program
+from clf_export.exporters.trace import program_from_model
+from clf_runtime.errors import InvalidModelError
 
 sys.path.append(str(ROOT / "benchmarks"))
 import zoo
@@ -40,6 +40,6 @@ def test_a_network_of_torchvision_exports_to_what_it_is(name):
 
 def test_a_network_that_is_too_large_for_one_file_is_told_so():
     with pytest.raises(
-        ModelRefused, match=r"its weights take 2\.5 GB, and one ONNX file holds 2\.1 GB at most; --format pt2"
+        InvalidModelError, match=r"its weights take 2\.5 GB, and one ONNX file holds 2\.1 GB at most; --format pt2"
     ):
         onnx_from_program(program_from_model(*zoo.deployable("vit_h_14")))

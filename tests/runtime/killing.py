@@ -17,7 +17,12 @@ from pathlib import Path
 
 import onnxruntime  # noqa: F401 (once, for all runs)
 
-from clf_runtime import annotate, cli, journal, output  # noqa: F401 (once, for all runs)
+from clf_runtime import cli
+from clf_runtime.sinks import (
+    annotate,  # noqa: F401 (once, for all runs)
+    journal,
+    output,
+)
 
 output.SECONDS_BETWEEN_POINTS = 0.0
 

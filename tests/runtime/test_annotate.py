@@ -1,4 +1,4 @@
-"""`clf-run --annotate`: the pictures with their answers drawn on."""
+"""`clf-run --annotate`: the images with their answers drawn on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from awkward import awkward_pictures, drawing
+from awkward import awkward_images, drawing
 from PIL import Image
 
-from clf_runtime import Prediction, Score, annotate
-from clf_runtime.annotate import MARKER, annotated, target
+from clf_runtime import Prediction, Score
+from clf_runtime.sinks import annotate
+from clf_runtime.sinks.annotate import MARKER, annotated, target
 
 
 @pytest.fixture
@@ -32,9 +33,9 @@ def answer(score: float = 0.75, label: str = "cat", index: int | None = 3) -> Pr
     return Prediction("a.png", label, index, score, top, "CPUExecutionProvider")
 
 
-def test_every_kind_of_picture_is_drawn_upright_and_whole(run, tmp_path):
+def test_every_kind_of_image_is_drawn_upright_and_whole(run, tmp_path):
     (tmp_path / "in").mkdir()
-    paths = awkward_pictures(tmp_path / "in")
+    paths = awkward_images(tmp_path / "in")
     done = run("in", "--annotate", "out")
     assert done.code == 0, done.err
     expected = {name if Path(name).suffix in (".jpg", ".png") else f"{name}.png" for name in paths}
@@ -48,25 +49,25 @@ def test_every_kind_of_picture_is_drawn_upright_and_whole(run, tmp_path):
 
 
 def test_a_bar_below_is_as_long_as_the_probability_and_hides_nothing():
-    picture = drawing(400, 300)
-    image = annotated(picture.copy(), answer(0.75))
-    assert np.array_equal(np.asarray(image)[:300], np.asarray(picture))
+    image = drawing(400, 300)
+    image = annotated(image.copy(), answer(0.75))
+    assert np.array_equal(np.asarray(image)[:300], np.asarray(image))
     row = np.asarray(image)[302]
     assert (row[:300] == annotate._KNOWN).all()
     assert (row[300:] == annotate._GROUND).all()
 
 
-def test_an_unknown_picture_has_another_color():
+def test_an_unknown_image_has_another_color():
     row = np.asarray(annotated(drawing(400, 300), answer(0.5, "unknown", None)))[302]
     assert (row[:200] == annotate._DOUBTED).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (5, 90), (90, 5), (3000, 2000), (20_000, 40)])
-def test_the_writing_fits_pictures_of_any_size(size):
+def test_the_writing_fits_images_of_any_size(size):
     image = annotated(drawing(*size), answer(0.0))
     assert 240 <= image.width <= 16_384
     below = np.asarray(image)[-image.height // 5 :]
-    assert (below == 255).all(axis=2).any()  # white is written there, and in no part of the picture
+    assert (below == 255).all(axis=2).any()  # white is written there, and in no part of the image
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_label_is_written_with_a_font_of_the_system_that_has_its_letters(fonts
         ("/", "_.png"),
     ],
 )
-def test_a_drawn_picture_has_the_path_of_its_record_below_the_folder(name, path):
+def test_a_drawn_image_has_the_path_of_its_record_below_the_folder(name, path):
     assert target(name) == Path(path)
 
 
@@ -122,7 +123,7 @@ def test_a_name_too_long_for_a_temporary_one_is_shortened_and_stays_its_own():
     assert all(len(name) <= 200 and name.endswith(".jpg") for name in names)
 
 
-def test_pictures_of_one_name_from_other_folders_do_not_replace_each_other(run, tmp_path, samples):
+def test_images_of_one_name_from_other_folders_do_not_replace_each_other(run, tmp_path, samples):
     for name in ("a/x.png", "b/x.png", "b/X.png", "b/x.tif.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(samples[0], tmp_path / name)
@@ -144,7 +145,7 @@ def test_what_cannot_be_read_is_left_out(run, tmp_path, samples):
     assert drawn(tmp_path / "out") == ["good.png"]
 
 
-def test_a_picture_on_stdin_is_drawn_too(run, tmp_path, samples):
+def test_a_image_on_stdin_is_drawn_too(run, tmp_path, samples):
     assert run("-", "--annotate", "out", stdin=samples[0].read_bytes()).code == 0
     assert drawn(tmp_path / "out") == ["stdin.png"]
 
@@ -203,19 +204,19 @@ def test_a_run_gone_on_with_draws_the_rest(run, tmp_path, samples):
     assert len(drawn(tmp_path / "out")) == 5
     kept = (tmp_path / "out/in" / samples[0].name).stat().st_mtime_ns
     done = run("in", "-o", "answers", "--annotate", "out", "--resume")
-    assert "16 pictures (5 of them by the run before)" in done.err
+    assert "16 images (5 of them by the run before)" in done.err
     assert drawn(tmp_path / "out") == [f"in/{path.name}" for path in samples]
     assert (tmp_path / "out/in" / samples[0].name).stat().st_mtime_ns == kept
 
 
-def test_a_picture_that_is_gone_by_then_has_its_answer_all_the_same(tmp_path, model, samples):
+def test_a_image_that_is_gone_by_then_has_its_answer_all_the_same(tmp_path, model, samples):
     from clf_runtime import Classifier
-    from clf_runtime.pictures import Named
+    from clf_runtime.sources import ImageSource
 
     path = str(shutil.copy(samples[0], tmp_path))
     classifier = Classifier.load(model)
     annotations = annotate.Annotations(tmp_path / "out", classifier.spec.preprocess)
-    results = list(classifier.predict_named(annotations.noted([Named(path, path)])))
+    results = list(classifier.predict_sources(annotations.noted([ImageSource(path, path)])))
     Path(path).unlink()
     assert list(annotations.drawn(results)) == results
     assert drawn(tmp_path / "out") == []

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clf_runtime import bench, bench_plot, bench_report, bench_worker, cli_bench, processor
-from clf_runtime.bench import STAGES, Measured, percentile
+from clf_runtime.bench import cli, measure, plot, report, worker
+from clf_runtime.bench.measure import STAGES, BenchResult, percentile
+from clf_runtime.diagnostics import cpu
 
 FIGURES = [
     *("cold_start_ms", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput"),
@@ -24,9 +25,9 @@ FIGURES = [
 ]
 QUICK = ("--rounds", 1, "--seconds", 0)
 
-MEASURED = Measured(
+MEASURED = BenchResult(
     model="a.onnx",
-    pictures=1600,
+    images=1600,
     left_out=0,
     provider="CPUExecutionProvider",
     notice="",
@@ -44,7 +45,7 @@ MEASURED = Measured(
 )
 
 
-def test_models_are_measured_side_by_side_with_the_pictures_that_are_named(command, model, samples, tmp_path):
+def test_models_are_measured_side_by_side_with_the_images_that_are_named(command, model, samples, tmp_path):
     shutil.copy(model, tmp_path / "copy.onnx")
     (tmp_path / "in/deep").mkdir(parents=True)
     shutil.copy(samples[0], tmp_path / "in")
@@ -62,7 +63,7 @@ def test_models_are_measured_side_by_side_with_the_pictures_that_are_named(comma
         assert each["latency_p50_ms"] <= each["latency_p90_ms"] <= each["latency_p99_ms"]
         assert list(each["stages_ms"]) == list(STAGES)
         assert all(value > 0 for value in each["stages_ms"].values())
-        assert (each["pictures"], each["left_out"], each["provider"]) == (2, 1, "CPUExecutionProvider")
+        assert (each["images"], each["unreadable"], each["provider"]) == (2, 1, "CPUExecutionProvider")
         assert each["size_bytes"] == model.stat().st_size
         assert each["latencies"] >= 20
     assert done.error == "clf-bench: bench.svg"
@@ -70,14 +71,14 @@ def test_models_are_measured_side_by_side_with_the_pictures_that_are_named(comma
     assert root.tag.endswith("svg")
 
 
-def test_without_pictures_the_models_own_are_taken_and_a_table_is_printed(command, home):
+def test_without_images_the_models_own_are_taken_and_a_table_is_printed(command, home):
     done = command("clf-bench", "-m", "artifacts/model.onnx", *QUICK, "--plot", "bench.png", cwd=home)
     assert done.code == 0, done.err
     rows = {line[:24].strip(): line[24:].strip() for line in done.out.splitlines()[1:]}
-    assert rows["pictures"] == "16"
-    assert re.fullmatch(r"[\d.,]+ pictures/s", rows["throughput"])
+    assert rows["images"] == "16"
+    assert re.fullmatch(r"[\d.,]+ images/s", rows["throughput"])
     assert all(re.fullmatch(r"[\d.,]+ ms", rows[stage]) for stage in (*STAGES, "cold start", "latency p99"))
-    assert all(re.fullmatch(r"[\d.,]+ MB", rows[what]) for what in ("peak memory, one picture", "file"))
+    assert all(re.fullmatch(r"[\d.,]+ MB", rows[what]) for what in ("peak memory, one image", "file"))
     with Image.open(home / "bench.png") as drawn:
         assert min(drawn.size) > 500
     (home / "bench.png").unlink()
@@ -87,8 +88,8 @@ def test_without_pictures_the_models_own_are_taken_and_a_table_is_printed(comman
     ("arguments", "code", "said"),
     [
         (("-m", "none.onnx"), 3, "none.onnx: no such model"),
-        (("none.png",), 3, "none.png: no picture can be read; name some, or none to take the model's own"),
-        (("-",), 3, "no picture can be read"),
+        (("none.png",), 3, "none.png: no image can be read; name some, or none to take the model's own"),
+        (("-",), 3, "no image can be read"),
         (("--device", "tpu"), 2, "--device tpu: unknown"),
         (("--plot", "x.pdf"), 2, "expected a name that ends in .png or .svg"),
         (("--plot", "none/x.png"), 2, "there is no folder none; make it first"),
@@ -105,7 +106,7 @@ def test_without_matplotlib_there_is_no_plot_and_that_is_said_before_anything_is
     hidden = (
         "import sys, importlib.util as util; find = util.find_spec; "
         "util.find_spec = lambda name, *rest: None if name == 'matplotlib' else find(name, *rest); "
-        "from clf_runtime.cli_bench import main; main()"
+        "from clf_runtime.bench.cli import main; main()"
     )
     arguments = [sys.executable, "-c", hidden, "--plot", "x.png"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
@@ -116,30 +117,30 @@ def test_without_matplotlib_there_is_no_plot_and_that_is_said_before_anything_is
 
 
 def test_every_onnx_file_of_the_folder_is_taken_by_default(artifacts, tmp_path):
-    found = {path.name for path in cli_bench._all_in(artifacts)}
+    found = {path.name for path in cli._all_in(artifacts)}
     assert found == {path.name for path in artifacts.glob("*.onnx")}
-    assert cli_bench._all_in(tmp_path) == (tmp_path / "model.onnx",)
+    assert cli._all_in(tmp_path) == (tmp_path / "model.onnx",)
 
 
 def test_a_process_that_crashes_is_a_bug():
     with pytest.raises(RuntimeError, match="a process ended with -11: Segmentation"):
-        bench._raise_failed(-11, b"Segmentation fault\n")
+        measure._raise_failed(-11, b"Segmentation fault\n")
 
 
 def test_further_models_are_compared_with_the_first():
     other = replace(MEASURED, model="b.onnx", nodes=None, cold_peak_bytes=None, throughput=617.25, left_out=3)
-    lines = bench_report.table([MEASURED, other]).splitlines()
+    lines = report.table([MEASURED, other]).splitlines()
     cells = {line[:24].strip(): re.split(r"\s{2,}", line[24:].strip()) for line in lines}
-    assert cells["throughput"] == ["1,234 pictures/s", "617 pictures/s (0.50 x)"]
+    assert cells["throughput"] == ["1,234 images/s", "617 images/s (0.50 x)"]
     assert cells["latency p50"] == ["2.00 ms", "2.00 ms (1.00 x)"]
-    assert cells["peak memory, one picture"] == ["70.0 MB", "not told"]
+    assert cells["peak memory, one image"] == ["70.0 MB", "not told"]
     assert cells["nodes"][0] == "20 on CUDAExecutionProvider, 2 on CPUExecutionProvider"
     assert cells["nodes"][1] == "CPUExecutionProvider, nodes not told"
-    assert cells["pictures"] == ["1,600", "1,600, 3 unreadable left out"]
+    assert cells["images"] == ["1,600", "1,600, 3 unreadable left out"]
 
 
 def test_a_figure_that_is_not_told_is_not_drawn(tmp_path):
-    bench_plot.draw([replace(MEASURED, cold_peak_bytes=None)], tmp_path / "x.svg")
+    plot.draw([replace(MEASURED, cold_peak_bytes=None)], tmp_path / "x.svg")
     assert (tmp_path / "x.svg").stat().st_size > 1000
 
 
@@ -152,20 +153,20 @@ def test_a_percentile_is_one_of_the_values():
 
 def test_where_the_system_tells_no_memory_none_is_told(monkeypatch, model, samples):
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert bench_worker._peak_bytes() is None
+    assert worker._peak_bytes() is None
     monkeypatch.delattr(os, "wait4")
-    order = bench.Order((model,), (), False, "cpu", 1, 8, 1, 0)
-    taken, peak = bench._cold_start(order, model, str(samples[0]))
+    order = measure.BenchOptions((model,), (), False, "cpu", 1, 8, 1, 0)
+    taken, peak = measure._cold_start(order, model, str(samples[0]))
     assert taken > 0
     assert peak is None
-    assert bench._median([None, None]) is None
+    assert measure._median([None, None]) is None
 
 
 def test_a_person_at_a_terminal_sees_how_far_it_is(monkeypatch, capsys):
-    cli_bench._noticed("round 1 of 5: model.onnx")
+    cli._noticed("round 1 of 5: model.onnx")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    cli_bench._noticed("round 1 of 5: model.onnx")
+    cli._noticed("round 1 of 5: model.onnx")
     assert capsys.readouterr().err == "clf-bench: round 1 of 5: model.onnx\n"
 
 
@@ -190,10 +191,10 @@ def cpuinfo(folder: Path, text: str) -> Path:
 
 def test_the_processor_is_named_and_its_instruction_sets(tmp_path):
     intel = "processor: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx avx2 avx512f avx512_vnni amx_int8\n\n"
-    assert processor.name(cpuinfo(tmp_path, intel)) == "Some CPU @ 2 GHz"
-    assert processor.instruction_sets(tmp_path) == ["AVX", "AVX2", "AVX-512", "AVX-512 VNNI", "AMX INT8"]
+    assert cpu.name(cpuinfo(tmp_path, intel)) == "Some CPU @ 2 GHz"
+    assert cpu.instruction_sets(tmp_path) == ["AVX", "AVX2", "AVX-512", "AVX-512 VNNI", "AMX INT8"]
     arm = "processor : 0\nFeatures : fp asimd asimddp\n\nModel : Raspberry Pi 5\n"
-    assert processor.name(cpuinfo(tmp_path, arm)) == "Raspberry Pi 5"
-    assert processor.instruction_sets(tmp_path) == ["NEON", "dot product"]
-    assert processor.instruction_sets(tmp_path / "none") is None
-    assert processor.name(tmp_path / "none")
+    assert cpu.name(cpuinfo(tmp_path, arm)) == "Raspberry Pi 5"
+    assert cpu.instruction_sets(tmp_path) == ["NEON", "dot product"]
+    assert cpu.instruction_sets(tmp_path / "none") is None
+    assert cpu.name(tmp_path / "none")

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from rewriting import rewritten
 
-from clf_runtime import Classifier, Failure, ModelRefused, PictureRefused, Prediction
+from clf_runtime import Classifier, Failure, ImageError, InvalidModelError, Prediction
+from clf_runtime.diagnostics.selftest import SelfTest, SelfTestResult, run_self_test
 from clf_runtime.onnx_file import SELFTEST_KEY, SPEC_KEY
-from clf_runtime.selftest import Outcome, SelfTest, replay
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def parallel(model):
     return Classifier.load(model, device="cpu", threads=2, workers=2)
 
 
-def test_a_picture_gets_its_label_and_a_probability(classifier, samples):
+def test_a_image_gets_its_label_and_a_probability(classifier, samples):
     for path in samples:
         prediction = classifier.predict(path)
         assert prediction.path == str(path)
@@ -44,9 +44,9 @@ def test_a_picture_gets_its_label_and_a_probability(classifier, samples):
 def test_path_bytes_file_image_and_array_get_the_same_answer(classifier, samples):
     path = samples[3]
     wanted = classifier.predict(str(path))
-    image = Image.open(path)
-    for picture in (path, path.read_bytes(), io.BytesIO(path.read_bytes()), image, np.asarray(image)):
-        prediction = classifier.predict(picture)
+    opened = Image.open(path)
+    for image in (path, path.read_bytes(), io.BytesIO(path.read_bytes()), opened, np.asarray(opened)):
+        prediction = classifier.predict(image)
         assert (prediction.label, prediction.score) == (wanted.label, wanted.score)
 
 
@@ -59,17 +59,17 @@ def test_top_is_in_falling_order_and_begins_with_the_answer(classifier, samples)
     assert (prediction.top[0].label, prediction.top[0].score) == (prediction.label, prediction.score)
 
 
-def test_a_bad_picture_raises_alone_and_fails_in_its_place_among_others(classifier, parallel, samples, tmp_path):
+def test_a_bad_image_raises_alone_and_fails_in_its_place_among_others(classifier, parallel, samples, tmp_path):
     bad = tmp_path / "bad.jpg"
-    bad.write_text("not a picture")
-    with pytest.raises(PictureRefused):
+    bad.write_text("not an image")
+    with pytest.raises(ImageError):
         classifier.predict(bad)
     paths = [*samples[:5], bad, *samples[5:], tmp_path / "none.png"]
     for each in (classifier, parallel):
         results = list(each.predict_files(paths, batch_size=4))
         assert [result.path for result in results] == [str(path) for path in paths]
         assert [type(result) for result in results] == [*[Prediction] * 5, Failure, *[Prediction] * 11, Failure]
-        assert (results[5].kind, results[-1].kind) == ("not-a-picture", "not-found")
+        assert (results[5].kind, results[-1].kind) == ("not-an-image", "not-found")
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
@@ -96,13 +96,13 @@ def test_an_endless_stream_of_files_is_read_lazily(parallel, samples):
     assert len(taken) <= 40
 
 
-def test_a_batch_may_mix_every_kind_of_picture_and_a_fault_keeps_its_place(parallel, samples):
+def test_a_batch_may_mix_every_kind_of_image_and_a_fault_keeps_its_place(parallel, samples):
     image = Image.open(samples[1])
-    pictures = [samples[0], image, b"no picture", io.BytesIO(samples[2].read_bytes()), np.asarray(image), "none.png"]
-    given = parallel.predict_batch(iter(pictures * 40), batch_size=4, top=2)
+    images = [samples[0], image, b"no image", io.BytesIO(samples[2].read_bytes()), np.asarray(image), "none.png"]
+    given = parallel.predict_batch(iter(images * 40), batch_size=4, top=2)
     assert len(given) == 240
     kinds = [getattr(result, "kind", None) for result in given[:6]]
-    assert kinds == [None, None, "not-a-picture", None, None, "not-found"]
+    assert kinds == [None, None, "not-an-image", None, None, "not-found"]
     assert [result.path for result in given[:6]] == [str(samples[0]), None, None, None, None, "none.png"]
     assert given[1].label == given[4].label == parallel.predict(samples[1]).label
     assert len(given[0].top) == 2
@@ -146,7 +146,7 @@ def test_a_spec_that_does_not_fit_the_graph_is_refused(model, tmp_path, classifi
     spec = classifier.spec.to_json()
     for wrong in (spec.replace('"height": 8', '"height": 16'), spec.replace('"9"', '"9", "ten"')):
         path = rewritten(model, tmp_path / "model.onnx", **{SPEC_KEY: wrong})
-        with pytest.raises(ModelRefused, match=r"its graph takes .* and gives 10 classes, its spec says"):
+        with pytest.raises(InvalidModelError, match=r"its graph takes .* and gives 10 classes, its spec says"):
             Classifier.load(path)
 
 
@@ -159,7 +159,7 @@ def test_a_graph_with_other_inputs_is_refused(tmp_path, classifier, model):
     other = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     (tmp_path / "other.onnx").write_bytes(other.SerializeToString())
     path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx", **{SPEC_KEY: classifier.spec.to_json()})
-    with pytest.raises(ModelRefused, match="expected uint8 image to float logits and probabilities"):
+    with pytest.raises(InvalidModelError, match="expected uint8 image to float logits and probabilities"):
         Classifier.load(path)
 
 
@@ -168,23 +168,23 @@ def test_a_graph_that_onnxruntime_cannot_open_is_refused_in_one_line(tmp_path, c
     loaded.graph.node[0].op_type = "NoSuchOperator"
     (tmp_path / "other.onnx").write_bytes(loaded.SerializeToString())
     path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx")
-    with pytest.raises(ModelRefused, match="refused by onnxruntime") as refused:
+    with pytest.raises(InvalidModelError, match="refused by onnxruntime") as refused:
         Classifier.load(path)
     assert "\n" not in str(refused.value)
 
 
 def test_a_model_too_new_for_this_onnxruntime_is_refused_with_the_version_it_needs(model, monkeypatch):
     monkeypatch.setattr(onnxruntime, "__version__", "1.14.1")
-    with pytest.raises(ModelRefused, match=r"opset 18 and IR 8 need onnxruntime 1\.15 or later, here is 1\.14\.1"):
+    with pytest.raises(InvalidModelError, match=r"opset 18 and IR 8 need onnxruntime 1\.15 or later, here is 1\.14\.1"):
         Classifier.load(model)
 
 
 def test_the_self_test_passes_where_the_model_was_made(classifier):
-    outcome = replay(classifier)
-    assert outcome.passed
-    assert 8 <= outcome.pictures <= 16
-    assert outcome.flipped == 0
-    assert 0 <= outcome.max_difference <= 1e-4
+    result = run_self_test(classifier)
+    assert result.passed
+    assert 8 <= result.images <= 16
+    assert result.flipped == 0
+    assert 0 <= result.max_difference <= 1e-4
 
 
 def test_the_self_test_is_small(classifier):
@@ -198,9 +198,9 @@ def test_the_self_test_fails_where_a_logit_differs(model, tmp_path, classifier, 
     shifted = type(case)(case.name, case.image, (case.logits[0] + wrong, *case.logits[1:]))
     changed = SelfTest(test.tolerance, (*test.cases[:2], shifted, *test.cases[3:]))
     path = rewritten(model, tmp_path / "model.onnx", **{SELFTEST_KEY: changed.to_json()})
-    outcome = replay(Classifier.load(path))
-    assert not outcome.passed
-    assert outcome.worst == case.name
+    result = run_self_test(Classifier.load(path))
+    assert not result.passed
+    assert result.worst == case.name
 
 
 def of_classes(test: SelfTest, classes: list[int]) -> SelfTest:
@@ -213,13 +213,13 @@ def test_a_self_test_of_some_classes_compares_these_and_still_tells_the_label(mo
     test = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], "model.onnx")
     best = {max(range(10), key=case.logits.__getitem__) for case in test.cases}
 
-    def outcome(classes: list[int]) -> Outcome:
+    def result(classes: list[int]) -> SelfTestResult:
         content = of_classes(test, classes).to_json()
-        return replay(Classifier.load(rewritten(model, tmp_path / "model.onnx", **{SELFTEST_KEY: content})))
+        return run_self_test(Classifier.load(rewritten(model, tmp_path / "model.onnx", **{SELFTEST_KEY: content})))
 
-    assert outcome(sorted(best)).passed
+    assert result(sorted(best)).passed
     # The best class of one case is not among them: the graph's label is another one than the reference's.
-    missing = outcome([each for each in range(10) if each != min(best)])
+    missing = result([each for each in range(10) if each != min(best)])
     assert not missing.passed
     assert missing.flipped > 0
     assert missing.max_difference <= 1e-4
@@ -242,8 +242,8 @@ def test_a_self_test_of_some_classes_compares_these_and_still_tells_the_label(mo
 )
 def test_a_self_test_that_cannot_be_replayed_is_refused(model, tmp_path, content, said):
     path = rewritten(model, tmp_path / "model.onnx", **{SELFTEST_KEY: content})
-    with pytest.raises(ModelRefused, match=said):
-        replay(Classifier.load(path))
+    with pytest.raises(InvalidModelError, match=said):
+        run_self_test(Classifier.load(path))
 
 
 def test_a_file_without_a_self_test_is_refused(model, tmp_path):
@@ -253,8 +253,8 @@ def test_a_file_without_a_self_test_is_refused(model, tmp_path):
     loaded.metadata_props.extend(kept)
     (tmp_path / "other.onnx").write_bytes(loaded.SerializeToString())
     path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx")
-    with pytest.raises(ModelRefused, match=r"it carries no clf\.selftest"):
-        replay(Classifier.load(path))
+    with pytest.raises(InvalidModelError, match=r"it carries no clf\.selftest"):
+        run_self_test(Classifier.load(path))
 
 
 def test_a_model_may_lie_under_any_name(model, tmp_path, samples):

@@ -18,8 +18,8 @@ import pytest
 from conftest import BIN
 from rewriting import rewritten
 
+from clf_runtime.diagnostics.selftest import SelfTest
 from clf_runtime.onnx_file import SELFTEST_KEY, read
-from clf_runtime.selftest import SelfTest
 
 KEYS = ["path", "label", "index", "score", "top", "provider"]
 
@@ -31,7 +31,7 @@ def test_text_gives_path_label_and_probability_in_order(command, home, samples):
     assert [row[0] for row in rows] == [f"artifacts/samples/{path.name}" for path in samples]
     assert all(len(row) == 3 and 0 < float(row[2]) <= 1 for row in rows)
     assert sum(row[1] == path.name.partition("-")[0] for row, path in zip(rows, samples, strict=True)) >= 15
-    assert re.fullmatch(r"clf-run: 16 pictures, 0 failed, [\d,.]+ pictures/s, on CPUExecutionProvider", done.error)
+    assert re.fullmatch(r"clf-run: 16 images, 0 failed, [\d,.]+ images/s, on CPUExecutionProvider", done.error)
 
 
 def test_all_formats_say_the_same(command, home, samples):
@@ -54,7 +54,7 @@ FORMATS = ("text", "jsonl", "json", "csv")
 
 @pytest.fixture
 def mixed(tmp_path, samples):
-    """Give arguments with a good picture first and last, and every fault between."""
+    """Give arguments with a good image first and last, and every fault between."""
     folder = tmp_path / "empty"
     folder.mkdir()
     (tmp_path / "letter.jpg").write_text("Dear Sir or Madam")
@@ -62,21 +62,21 @@ def mixed(tmp_path, samples):
     return [str(samples[0]), "none.jpg", "letter.jpg", "cut.png", "empty", str(samples[1])]
 
 
-FAULTS = {"none.jpg": "not-found", "letter.jpg": "not-a-picture", "cut.png": "damaged", "empty": "empty"}
+FAULTS = {"none.jpg": "not-found", "letter.jpg": "not-an-image", "cut.png": "damaged", "empty": "empty"}
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
-def test_a_bad_picture_is_a_record_in_its_place_and_the_rest_goes_on(command, artifacts, mixed, kind):
+def test_a_bad_image_is_a_record_in_its_place_and_the_rest_goes_on(command, artifacts, mixed, kind):
     done = command("clf-run", "-a", artifacts, *mixed, "--format", kind)
     assert done.code == 1
     records = json.loads(done.out) if kind == "json" else [json.loads(line) for line in done.out.splitlines()]
     assert [record["path"] for record in records] == mixed
     assert [sorted(record) for record in records[1:5]] == [["error", "path"]] * 4
     assert {record["path"]: record["error"]["kind"] for record in records[1:5]} == FAULTS
-    assert done.error.startswith("clf-run: 6 pictures, 4 failed, ")
+    assert done.error.startswith("clf-run: 6 images, 4 failed, ")
 
 
-def test_in_csv_a_bad_picture_is_a_row_of_rank_0(command, artifacts, mixed):
+def test_in_csv_a_bad_image_is_a_row_of_rank_0(command, artifacts, mixed):
     done = command("clf-run", "-a", artifacts, *mixed, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(done.out)))
     assert done.code == 1
@@ -84,7 +84,7 @@ def test_in_csv_a_bad_picture_is_a_row_of_rank_0(command, artifacts, mixed):
     assert {row["path"]: row["error_kind"] for row in rows if row["rank"] == "0"} == FAULTS
 
 
-def test_in_text_a_bad_picture_is_a_line_on_stderr(command, artifacts, mixed):
+def test_in_text_a_bad_image_is_a_line_on_stderr(command, artifacts, mixed):
     done = command("clf-run", "-a", artifacts, *mixed)
     assert done.code == 1
     assert [line.split("\t")[0] for line in done.out.splitlines()] == [mixed[0], mixed[-1]]
@@ -93,7 +93,7 @@ def test_in_text_a_bad_picture_is_a_line_on_stderr(command, artifacts, mixed):
     assert "r looks into its folders too" in lines[3]
 
 
-def test_only_bad_pictures_are_still_a_run(command, artifacts):
+def test_only_bad_images_are_still_a_run(command, artifacts):
     done = command("clf-run", "-a", artifacts, "none.jpg")
     assert (done.code, done.out) == (1, "")
     assert "clf-run: none.jpg: not-found: no such file or directory" in done.err
@@ -120,7 +120,7 @@ def test_a_folder_that_may_not_be_read_is_a_record(command, artifacts, tmp_path,
     assert json.loads(done.out)["error"]["kind"] == "no-permission"
 
 
-def test_a_picture_may_come_on_stdin(command, model, samples):
+def test_a_image_may_come_on_stdin(command, model, samples):
     done = command("clf-run", "-", "-m", model, "--format", "jsonl", stdin=samples[0].read_bytes())
     record = json.loads(done.out)
     assert (record["path"], record["label"]) == ("-", samples[0].name[0])
@@ -167,7 +167,7 @@ def test_a_full_disk_is_one_line_and_exit_code_4(home):
     ("number", "code", "said"), [(signal.SIGINT, 130, "clf-run: interrupted"), (signal.SIGTERM, 143, "")]
 )
 def test_ctrl_c_ends_with_130_and_one_line_and_a_termination_with_143(home, number, code, said):
-    # A pipe that nobody writes to: clf-run waits for its picture.
+    # A pipe that nobody writes to: clf-run waits for its image.
     process = subprocess.Popen(
         [BIN / "clf-run", "-"], cwd=home, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -194,7 +194,7 @@ def wait_until_it_sleeps(pid: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "Nothing to classify: name a picture or a folder"),
+        ((), "Nothing to classify: name an image or a folder"),
         (("x.png", "--top", "0"), "Invalid value for '--top'"),
         (("x.png", "--format", "xml"), "'xml' is not one of 'text', 'jsonl', 'json', 'csv'"),
         (("--nonsense",), "No such option"),
@@ -231,7 +231,7 @@ def test_a_device_that_is_not_there_ends_with_4(command, home, samples):
 def test_the_self_test_passes_and_says_what_differed_in_numbers(command, home):
     done = command("clf-run", "--self-test", cwd=home)
     assert done.code == 0
-    assert "passed: 16 pictures on CPUExecutionProvider, max |difference of a logit| " in done.out
+    assert "passed: 16 images on CPUExecutionProvider, max |difference of a logit| " in done.out
     assert done.out.endswith("tolerance 1e-04, labels flipped 0\n")
 
 
@@ -239,7 +239,7 @@ def test_a_self_test_can_be_read_by_a_program(command, home):
     content = json.loads(command("clf-run", "--self-test", "--format", "json", cwd=home).out)
     assert content["passed"] is True
     assert content["max_difference"] <= content["tolerance"] == 1e-4
-    assert (content["pictures"], content["flipped"], content["provider"]) == (16, 0, "CPUExecutionProvider")
+    assert (content["images"], content["flipped"], content["provider"]) == (16, 0, "CPUExecutionProvider")
 
 
 def test_a_self_test_that_fails_ends_with_3(command, model, tmp_path):

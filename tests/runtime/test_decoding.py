@@ -1,4 +1,4 @@
-"""Many small pictures are decoded by processes: the same answers, in order, and nothing is left behind."""
+"""Many small images are decoded by processes: the same answers, in order, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from conftest import BIN
 
 from clf_runtime.classifier import Classifier
-from clf_runtime.errors import PictureRefused
+from clf_runtime.errors import ImageError
 from clf_runtime.predictions import Failure
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
@@ -111,7 +111,7 @@ def test_where_no_process_can_be_had_threads_do_it(parallel, samples, monkeypatc
     assert not any(isinstance(result, Failure) for result in results)
 
 
-def test_large_pictures_are_decoded_by_threads(parallel, tmp_path):
+def test_large_images_are_decoded_by_threads(parallel, tmp_path):
     from awkward import drawing
 
     drawing(300, 300).save(tmp_path / "large.png")
@@ -124,7 +124,7 @@ def test_large_pictures_are_decoded_by_threads(parallel, tmp_path):
 
 @pytest.fixture
 def running(home, samples):
-    """Give a clf-run that has begun with very many small pictures, each of which it is told of by name."""
+    """Give a clf-run that has begun with very many small images, each of which it is told of by name."""
     arguments = [str(path) for path in islice(cycle(samples), 20_000)]
     pipe = subprocess.PIPE
     process = subprocess.Popen([BIN / "clf-run", *arguments], cwd=home, stdout=pipe, stderr=pipe, text=True)
@@ -159,5 +159,5 @@ def _is_alive(pid: int) -> bool:
 def test_a_refusal_survives_the_way_between_processes():
     import pickle
 
-    refusal = pickle.loads(pickle.dumps(PictureRefused("damaged", "it is")))
+    refusal = pickle.loads(pickle.dumps(ImageError("damaged", "it is")))
     assert (refusal.kind, str(refusal)) == ("damaged", "it is")

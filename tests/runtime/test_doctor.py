@@ -14,9 +14,10 @@ from installing import installed
 from onnx import TensorProto, helper, numpy_helper
 from rewriting import rewritten
 
-from clf_runtime import MachineUnable, doctor, machine, session
+from clf_runtime import MachineError, machine, session
+from clf_runtime.diagnostics import doctor
+from clf_runtime.diagnostics.selftest import SelfTest
 from clf_runtime.onnx_file import SELFTEST_KEY, read
-from clf_runtime.selftest import SelfTest
 from clf_runtime.session import start
 
 
@@ -42,9 +43,7 @@ def test_a_machine_where_all_is_well_ends_with_0(command, home):
         ["clf-edge", "numpy", "Pillow", "onnxruntime", "processor", "threads", "memory", "model", "cpu"]
     )
     assert found["model"].startswith("ok: artifacts/model.onnx: small-resnet, 10 labels, ")
-    assert found["cpu"].startswith(
-        "ok: works: passed: 16 pictures on CPUExecutionProvider, max |difference of a logit|"
-    )
+    assert found["cpu"].startswith("ok: works: passed: 16 images on CPUExecutionProvider, max |difference of a logit|")
     assert done.out.endswith("all is well\n")
 
 
@@ -77,7 +76,7 @@ def test_a_model_that_answers_otherwise_here_ends_with_3(command, model, tmp_pat
     rewritten(model, tmp_path / "bad.onnx", **{SELFTEST_KEY: SelfTest(1e-4, tuple(shifted)).to_json()})
     done = command("clf-run", "--doctor", "-m", "bad.onnx")
     assert done.code == 3
-    assert rows(done.out)["cpu"].startswith("wrong: does not work: bad.onnx: FAILED: 16 pictures")
+    assert rows(done.out)["cpu"].startswith("wrong: does not work: bad.onnx: FAILED: 16 images")
 
 
 def test_a_device_that_is_named_and_does_not_work_ends_with_4(command, home):
@@ -179,7 +178,7 @@ def test_what_limits_the_threads_is_told(monkeypatch):
 
 def test_instruction_sets_that_are_not_told_are_said_to_be(monkeypatch):
     for sets, said in ((None, ": instruction sets not told"), ([], ": no instruction set known"), (["AVX"], ": AVX")):
-        monkeypatch.setattr(doctor.processor, "instruction_sets", lambda sets=sets: sets)
+        monkeypatch.setattr(doctor.cpu, "instruction_sets", lambda sets=sets: sets)
         assert said in doctor._processor().said
 
 
@@ -197,10 +196,10 @@ def test_the_small_graph_is_what_it_is_said_to_be():
 
 def test_a_device_that_multiplies_wrongly_does_not_work(monkeypatch):
     start("cpu")
-    with pytest.raises(MachineUnable, match="--device cuda: "):
+    with pytest.raises(MachineError, match="--device cuda: "):
         start("cuda")
     made = onnx.load_from_string(base64.b64decode(session._PRODUCT))
     made.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((2, 2), np.float32), "w"))
     monkeypatch.setattr(session, "_PRODUCT", base64.b64encode(made.SerializeToString()).decode())
-    with pytest.raises(MachineUnable, match=r"wrong: \[\[2\.0, 2\.0\]\]"):
+    with pytest.raises(MachineError, match=r"wrong: \[\[2\.0, 2\.0\]\]"):
         start("cpu")

@@ -24,13 +24,13 @@ def a_process_that_is_no_more() -> int:
 
 
 def cut_off_while_writing(path: Path) -> None:
-    with files.complete_or_absent(path) as temporary:
+    with files.atomic_path(path) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError("cut off")
 
 
 def cut_off_while_filling(folder: Path) -> None:
-    with files.folder_or_absent(folder, "last", ()) as staging:
+    with files.atomic_folder(folder, "last", ()) as staging:
         fill(staging, "half")
         raise RuntimeError("cut off")
 
@@ -38,7 +38,7 @@ def cut_off_while_filling(folder: Path) -> None:
 def test_what_was_there_stays_until_the_new_file_is_complete(tmp_path):
     path = tmp_path / "a"
     files.write(path, b"old")
-    with files.complete_or_absent(path) as temporary:
+    with files.atomic_path(path) as temporary:
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -49,10 +49,10 @@ def test_what_was_there_stays_until_the_new_file_is_complete(tmp_path):
 
 
 def test_a_fault_without_a_name_gets_that_of_the_file(tmp_path):
-    with pytest.raises(OSError, match="No space") as raised, files.complete_or_absent(tmp_path / "a"):
+    with pytest.raises(OSError, match="No space") as raised, files.atomic_path(tmp_path / "a"):
         raise OSError(28, "No space left on device")
     assert raised.value.filename == str(tmp_path / "a")
-    with pytest.raises(OSError, match="denied") as raised, files.complete_or_absent(tmp_path / "a"):
+    with pytest.raises(OSError, match="denied") as raised, files.atomic_path(tmp_path / "a"):
         raise PermissionError(13, "denied", "elsewhere")
     assert raised.value.filename == "elsewhere"
 
@@ -67,7 +67,7 @@ def fill(folder: Path, text: str) -> None:
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     folder = tmp_path / "deep" / "folder"
     for text in ("old", "new"):
-        with files.folder_or_absent(folder, "last", ("derived", "never there")) as staging:
+        with files.atomic_folder(folder, "last", ("derived", "never there")) as staging:
             fill(staging, text)
         (folder / "derived").write_text(text) if text == "old" else None
     assert names(folder) == {"last", "one", "inside"}
@@ -85,7 +85,7 @@ def test_a_file_where_a_folder_should_be_is_told(tmp_path):
     (tmp_path / "a").touch()
     with (
         pytest.raises(NotADirectoryError, match="expected a folder"),
-        files.folder_or_absent(tmp_path / "a", "last", ()),
+        files.atomic_folder(tmp_path / "a", "last", ()),
     ):
         pass
 
@@ -96,7 +96,7 @@ def test_what_a_killed_process_left_is_swept_and_what_others_work_on_is_not(tmp_
         (tmp_path / name).mkdir()
     for name in (f".model.onnx.{gone}.tmp", ".model.onnx.1.tmp", ".notes.tmp"):
         (tmp_path / name).touch()
-    with files.folder_or_absent(tmp_path, "last", ()) as staging:
+    with files.atomic_folder(tmp_path, "last", ()) as staging:
         fill(staging, "new")
     left = {f".staging.{os.getppid()}", ".staging.mine", ".model.onnx.1.tmp", ".notes.tmp"}
     assert names(tmp_path) == {*left, "last", "one", "inside"}

@@ -18,7 +18,7 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["clf_runtime.cli", "clf_runtime.cli_bench", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"]
+    "module", ["clf_runtime.cli", "clf_runtime.bench.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"]
 )
 @pytest.mark.parametrize("flag", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module, flag):
@@ -33,7 +33,7 @@ def test_importing_the_package_loads_nothing_but_itself():
     assert not modules_after("import clf_runtime; clf_runtime.ClfError") & {*HEAVY, "click"}
 
 
-def test_classifying_a_picture_needs_neither_torch_nor_onnx(model, samples):
+def test_classifying_a_image_needs_neither_torch_nor_onnx(model, samples):
     loaded = modules_after(
         f"from clf_runtime import Classifier\nClassifier.load({str(model)!r}).predict({str(samples[0])!r})"
     )

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from rewriting import rewritten
 
 from clf_runtime import onnx_file
-from clf_runtime.errors import ModelRefused
+from clf_runtime.errors import InvalidModelError
 from clf_runtime.onnx_file import FOOTER_BYTES, OnnxFile, footer, metadata_entry
 from clf_runtime.protobuf import tagged
 
@@ -25,7 +25,7 @@ def signed(content: bytes) -> bytes:
 
 def refusal(path, content: bytes) -> str:
     path.write_bytes(content)
-    with pytest.raises(ModelRefused) as refused:
+    with pytest.raises(InvalidModelError) as refused:
         onnx_file.read(path)
     assert str(refused.value).startswith(f"{path}: refused: ")
     assert "\n" not in str(refused.value)
@@ -158,9 +158,9 @@ def test_graphs_nested_without_end_are_refused_and_do_not_crash(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(ModelRefused, match="no such model; clf-export makes one"):
+    with pytest.raises(InvalidModelError, match="no such model; clf-export makes one"):
         onnx_file.read(tmp_path / "none.onnx")
-    with pytest.raises(ModelRefused, match="it is no file"):
+    with pytest.raises(InvalidModelError, match="it is no file"):
         onnx_file.read(tmp_path)
 
 

@@ -18,20 +18,21 @@ from pathlib import Path
 import pytest
 from conftest import BIN
 
-from clf_runtime import Prediction, Score, output, progress
-from clf_runtime.answering import Tally
+from clf_runtime import Prediction, Score, progress
 from clf_runtime.cli import _summary
-from clf_runtime.output import Output
-from clf_runtime.pictures import Named
 from clf_runtime.predictions import UNKNOWN, lines
 from clf_runtime.progress import Bar, duration, per_second
+from clf_runtime.run import Tally
+from clf_runtime.sinks import output
+from clf_runtime.sinks.output import Output
+from clf_runtime.sources import ImageSource
 
 KILLING = Path(__file__).with_name("killing.py")
 
 
 @pytest.fixture
 def folder(tmp_path, artifacts, samples):
-    """A folder with 16 pictures and one that is none, and a model beside them."""
+    """A folder with 16 images and one that is none, and a model beside them."""
     (tmp_path / "in").mkdir()
     for sample in samples:
         shutil.copy(sample, tmp_path / "in")
@@ -105,8 +106,8 @@ def test_a_link_leads_to_the_file_that_is_replaced(run, folder):
         (("in", "-o", "none/answers"), "there is no folder none; make it first"),
         (("in", "-o", "in"), "it is there, and no file"),
         (("in", "-o", "/dev/null"), "redirect stdout to it"),
-        (("in", "-o", "in/0-1.png"), "named like a picture or a model"),
-        (("in", "-o", "model.onnx"), "named like a picture or a model"),
+        (("in", "-o", "in/0-1.png"), "named like an image or a model"),
+        (("in", "-o", "model.onnx"), "named like an image or a model"),
         (("in", "--resume"), "--resume goes on with a file: name it with --output"),
         (("in", "--threshold", "1.5"), "is not in the range"),
     ],
@@ -120,7 +121,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_run(run, folder, a
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "json", "csv"])
-def test_a_run_killed_anywhere_goes_on_without_repeating_or_losing_a_picture(run, folder, kind):
+def test_a_run_killed_anywhere_goes_on_without_repeating_or_losing_a_image(run, folder, kind):
     arguments = ["-m", "model.onnx", "in", "--format", kind, "--batch-size", "3", "--threads", "1"]
     assert run("in", "--format", kind, "--output", "expected").code == 1
     done = subprocess.run(
@@ -131,17 +132,17 @@ def test_a_run_killed_anywhere_goes_on_without_repeating_or_losing_a_picture(run
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.splitlines()[-1]) > 17
-    gone_on = re.findall(r"17 pictures \((\d+) of them by the run before\)", done.stderr)
+    gone_on = re.findall(r"17 images \((\d+) of them by the run before\)", done.stderr)
     assert len(set(gone_on)) >= 11  # not from the beginning each time
 
 
 def unfinished(folder: Path, arguments: list[str], stdin_at: int = 12) -> None:
-    """Leave a run that waited for a picture on stdin, after some others, and was killed."""
-    pictures = [f"in/{path.name}" for path in sorted((folder / "in").iterdir())]
+    """Leave a run that waited for an image on stdin, after some others, and was killed."""
+    images = [f"in/{path.name}" for path in sorted((folder / "in").iterdir())]
     code = "from clf_runtime import cli, output; output.SECONDS_BETWEEN_POINTS = 0; cli.main()"
     command = [sys.executable, "-c", code, "-m", "model.onnx", "--batch-size", "1", "--threads", "2", *arguments]
     process = subprocess.Popen(
-        [*command, *pictures[:stdin_at], "-", *pictures[stdin_at:]],
+        [*command, *images[:stdin_at], "-", *images[stdin_at:]],
         cwd=folder,
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -154,7 +155,7 @@ def unfinished(folder: Path, arguments: list[str], stdin_at: int = 12) -> None:
     process.send_signal(signal.SIGINT if "--top" in arguments else signal.SIGKILL)
     process.wait()
     left = process.stderr.read().decode()
-    assert "--top" not in arguments or re.search(r"interrupted; --resume goes on after \d+ pictures\n$", left)
+    assert "--top" not in arguments or re.search(r"interrupted; --resume goes on after \d+ images\n$", left)
     process.stdin.close()
     process.stderr.close()
 
@@ -163,11 +164,11 @@ def test_a_killed_run_leaves_what_was_there_and_goes_on_when_asked(run, folder, 
     (folder / "answers").write_text("those of yesterday")
     unfinished(folder, ["-o", "answers"])
     assert (folder / "answers").read_text() == "those of yesterday"
-    pictures = [f"in/{path.name}" for path in sorted((folder / "in").iterdir())]
-    named = [*pictures[:12], "-", *pictures[12:]]
+    images = [f"in/{path.name}" for path in sorted((folder / "in").iterdir())]
+    named = [*images[:12], "-", *images[12:]]
     done = run(*named, "-o", "answers", "--resume", stdin=samples[3].read_bytes())
     assert done.code == 1
-    assert re.search(r"18 pictures \(\d+ of them by the run before\), 1 failed, [\d,.]+ pictures/s", done.err)
+    assert re.search(r"18 images \(\d+ of them by the run before\), 1 failed, [\d,.]+ images/s", done.err)
     assert (folder / "answers").read_text() == run(*named, stdin=samples[3].read_bytes()).out
     assert not list(folder.glob("*.partial*"))
 
@@ -181,7 +182,7 @@ def test_without_resume_an_unfinished_run_is_started_over_and_that_is_told(run, 
     unfinished(folder, ["-o", "answers"])
     done = run("in/0-1.png", "-o", "answers")
     assert done.code == 0
-    assert re.search(r"answers: starting over; --resume would have gone on after \d+ pictures", done.err)
+    assert re.search(r"answers: starting over; --resume would have gone on after \d+ images", done.err)
     assert not list(folder.glob("*.partial*"))
 
 
@@ -197,8 +198,8 @@ def test_nothing_to_go_on_with_is_told(run, folder):
         (("in", "--top", "2"), "--top was 1, is 2"),
         (("in", "--format", "csv"), "--format was text, is csv"),
         (("in", "--threshold", "0.5"), "--threshold was 0.0, is 0.5"),
-        (("in/9-1.png", "in"), "pictures named now are not those that the unfinished run has answered"),
-        (("in/0-1.png",), "pictures named now are not those that the unfinished run has answered"),
+        (("in/9-1.png", "in"), "images named now are not those that the unfinished run has answered"),
+        (("in/0-1.png",), "images named now are not those that the unfinished run has answered"),
     ],
 )
 def test_another_run_cannot_be_gone_on_with(run, folder, arguments, said):
@@ -234,7 +235,7 @@ def test_where_files_cannot_be_locked_a_run_goes_on_without(tmp_path, monkeypatc
     assert (tmp_path / "answers").read_text() == "hello\n"
 
 
-def test_a_run_that_fails_before_its_first_picture_leaves_nothing(tmp_path):
+def test_a_run_that_fails_before_its_first_image_leaves_nothing(tmp_path):
     with pytest.raises(KeyError), Output(tmp_path / "answers", {}, resume=False):
         raise KeyError
     assert not list(tmp_path.iterdir())
@@ -276,12 +277,12 @@ def partial(tmp_path, monkeypatch):
 def resumed(partial: Path) -> int:
     """Go on with an unfinished run to 8 answers, and give how many it had."""
     with Output(partial.with_name("answers"), {"top": 1}, resume=True) as made:
-        rest = made.rest_of(Named(each.path, each.path) for each in results(8))
+        rest = made.rest_of(ImageSource(each.path, each.path) for each in results(8))
         left = {each.name for each in rest}
         for each in made.noted(each for each in results(8) if each.path in left):
             made.write(f"{each.path:99}\n")
     assert partial.with_name("answers").read_text() == "".join(f"{each.path:99}\n" for each in results(8))
-    return made.before.pictures
+    return made.before.images
 
 
 def test_what_a_power_cut_tore_off_is_done_again(partial):
@@ -336,9 +337,9 @@ def test_a_run_that_was_killed_at_its_very_end_has_nothing_left_to_do(tmp_path, 
     made._journal.close(finished=False)
     assert (tmp_path / "answers").exists() == renamed
     with Output(tmp_path / "answers", {"top": 1}, resume=True) as again:
-        assert not list(again.rest_of(iter(Named(each.path, each.path) for each in results(8))))
+        assert not list(again.rest_of(iter(ImageSource(each.path, each.path) for each in results(8))))
         again.write("\n]\n")
-    assert (again.before.pictures, again.before.ended) == (8, True)
+    assert (again.before.images, again.before.ended) == (8, True)
     assert (tmp_path / "answers").read_text() == "".join(f"{each.path:99}\n" for each in results(8))
     assert [path.name for path in tmp_path.iterdir()] == ["answers"]
 
@@ -351,8 +352,8 @@ def test_output_that_goes_on_has_no_second_header():
 
 def test_a_summary_tells_no_speed_where_nothing_was_left_to_do():
     tally = Tally("CPUExecutionProvider")
-    tally.before = tally.pictures = 17
-    assert _summary(tally) == "clf-run: 17 pictures (17 of them by the run before), 0 failed, on CPUExecutionProvider"
+    tally.before = tally.images = 17
+    assert _summary(tally) == "clf-run: 17 images (17 of them by the run before), 0 failed, on CPUExecutionProvider"
 
 
 def test_a_bar_that_was_not_drawn_needs_no_clearing(capsys):
@@ -394,15 +395,15 @@ def read_to_end(master: int) -> str:
 
 def test_a_person_at_a_terminal_sees_a_bar_that_goes_away(folder):
     shown = on_a_terminal("in", "-", "--format", "jsonl", "-o", "answers", cwd=folder)
-    assert re.search(r"\[#{24}\] 18 of 18 pictures, [\d,.]+ pictures/s, 0 s left", shown)
-    assert shown.splitlines()[-1].split("\r")[-1].startswith("clf-run: 18 pictures")
+    assert re.search(r"\[#{24}\] 18 of 18 images, [\d,.]+ images/s, 0 s left", shown)
+    assert shown.splitlines()[-1].split("\r")[-1].startswith("clf-run: 18 images")
     shown = on_a_terminal("in", cwd=folder, columns=40)
     lines = [re.split(r"\r", line)[-1] for line in shown.replace("\r\n", "\n").split("\n")]
-    assert lines[0].startswith("clf-run: in/4-bad.png: not-a-picture")
+    assert lines[0].startswith("clf-run: in/4-bad.png: not-an-image")
     assert all(len(each) < 40 for each in shown.split("\r") if each.startswith("["))
 
 
-def test_a_bar_is_not_drawn_for_every_picture(monkeypatch):
+def test_a_bar_is_not_drawn_for_every_image(monkeypatch):
     ours, terminal = pty.openpty()
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_DRAWINGS", 3600)
     with os.fdopen(terminal, "w") as stderr:
@@ -414,7 +415,7 @@ def test_a_bar_is_not_drawn_for_every_picture(monkeypatch):
         monkeypatch.undo()
     shown = read_to_end(ours)
     assert shown.startswith("\r[")  # nothing was there to be cleared
-    assert set(re.findall(r"\d+ of \d+ pictures", shown)) == {"1 of 5 pictures", "5 of 5 pictures"}
+    assert set(re.findall(r"\d+ of \d+ images", shown)) == {"1 of 5 images", "5 of 5 images"}
 
 
 def test_without_a_terminal_there_is_no_bar(run, folder):
@@ -428,10 +429,10 @@ def test_a_duration_has_two_units_at_most(seconds, said):
     assert duration(seconds) == said
 
 
-def test_few_pictures_a_second_are_told_as_few():
+def test_few_images_a_second_are_told_as_few():
     assert [per_second(rate) for rate in (0.123, 9.9, 12.3, 12345)] == [
-        "0.12 pictures/s",
-        "9.9 pictures/s",
-        "12 pictures/s",
-        "12,345 pictures/s",
+        "0.12 images/s",
+        "9.9 images/s",
+        "12 images/s",
+        "12,345 images/s",
     ]

@@ -1,4 +1,4 @@
-"""Every picture becomes the pixels that it shows, or a refusal that says why not."""
+"""Every image becomes the pixels that it shows, or a refusal that says why not."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import zlib
 
 import numpy as np
 import pytest
-from awkward import awkward_pictures, drawing
+from awkward import awkward_images, drawing
 from PIL import Image
 
-from clf_runtime.errors import PICTURE_FAULTS, PictureRefused
-from clf_runtime.preprocess import MAX_PIXELS, pixels_from_picture
+from clf_runtime.errors import IMAGE_ERROR_KINDS, ImageError
+from clf_runtime.preprocess import MAX_PIXELS, pixels_from_image
 from clf_runtime.spec import Preprocess
 
 RGB = Preprocess("RGB", 24, 32, "squash", 1.0, "bilinear", (255, 255, 255))
@@ -27,40 +27,40 @@ def png(image: Image.Image, **options: object) -> bytes:
     return file.getvalue()
 
 
-def refusal(picture: object, how: Preprocess = RGB) -> PictureRefused:
-    with pytest.raises(PictureRefused) as refused:
-        pixels_from_picture(picture, how)  # type: ignore[arg-type]
-    assert refused.value.kind in PICTURE_FAULTS
+def refusal(image: object, preprocess: Preprocess = RGB) -> ImageError:
+    with pytest.raises(ImageError) as refused:
+        pixels_from_image(image, preprocess)  # type: ignore[arg-type]
+    assert refused.value.kind in IMAGE_ERROR_KINDS
     assert "\n" not in str(refused.value)
     return refused.value
 
 
 @pytest.mark.parametrize("how", [RGB, GRAY], ids=["RGB", "L"])
-def test_every_kind_of_picture_becomes_uint8_of_the_wanted_shape(tmp_path, how):
-    for path in awkward_pictures(tmp_path).values():
-        pixels = pixels_from_picture(path, how)
-        assert (pixels.dtype, pixels.shape) == (np.uint8, how.shape), path
+def test_every_kind_of_image_becomes_uint8_of_the_wanted_shape(tmp_path, preprocess):
+    for path in awkward_images(tmp_path).values():
+        pixels = pixels_from_image(path, preprocess)
+        assert (pixels.dtype, pixels.shape) == (np.uint8, preprocess.shape), path
 
 
-def test_all_ways_to_hand_over_a_picture_give_the_same_pixels(tmp_path):
+def test_all_ways_to_hand_over_a_image_give_the_same_pixels(tmp_path):
     image = drawing(80, 60)
     path = tmp_path / "a.png"
     image.save(path)
-    wanted = pixels_from_picture(str(path), RGB)
+    wanted = pixels_from_image(str(path), RGB)
     with path.open("rb") as file:
         others = [path, path.read_bytes(), file, io.BytesIO(path.read_bytes()), image, np.asarray(image)]
         for other in others:
-            np.testing.assert_array_equal(pixels_from_picture(other, RGB), wanted)
+            np.testing.assert_array_equal(pixels_from_image(other, RGB), wanted)
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (20, 30, 1)])
 def test_a_gray_array_may_have_a_channel_axis_or_none(shape):
-    assert pixels_from_picture(np.full(shape, 7, np.uint8), RGB).tolist() == np.full(RGB.shape, 7).tolist()
+    assert pixels_from_image(np.full(shape, 7, np.uint8), RGB).tolist() == np.full(RGB.shape, 7).tolist()
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation, suffix):
+def test_every_orientation_shows_the_same_upright_image(tmp_path, orientation, suffix):
     upright = drawing(64, 48)
     undo = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,43 +76,43 @@ def test_every_orientation_shows_the_same_upright_picture(tmp_path, orientation,
     stored = upright.transpose(undo[orientation]) if orientation in undo else upright
     path = tmp_path / f"a.{suffix}"
     stored.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-    np.testing.assert_array_equal(pixels_from_picture(path, RGB), pixels_from_picture(upright, RGB))
+    np.testing.assert_array_equal(pixels_from_image(path, RGB), pixels_from_image(upright, RGB))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("block", [b"Exif\x00\x00II*\x00\xff\xff\xff\xff", b"Exif\x00\x00nonsense"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_with_a_broken_exif_block_is_still_a_picture(kind, block):
+def test_a_image_with_a_broken_exif_block_is_still_a_image(kind, block):
     file = io.BytesIO()
     drawing(40, 30).save(file, kind, exif=block)
-    assert pixels_from_picture(file.getvalue(), RGB).shape == RGB.shape
+    assert pixels_from_image(file.getvalue(), RGB).shape == RGB.shape
 
 
 def test_a_file_too_large_to_be_read_at_once_gives_the_same_pixels(tmp_path):
     path = tmp_path / "large.bmp"
     drawing(900, 700).save(path)
     assert path.stat().st_size > 1_800_000
-    np.testing.assert_array_equal(pixels_from_picture(path, RGB), pixels_from_picture(path.read_bytes(), RGB))
+    np.testing.assert_array_equal(pixels_from_image(path, RGB), pixels_from_image(path.read_bytes(), RGB))
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
     values = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    how = Preprocess("L", 1, 6, "squash", 1.0, "bilinear", (0,))
-    assert pixels_from_picture(png(Image.fromarray(values)), how)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
+    preprocess = Preprocess("L", 1, 6, "squash", 1.0, "bilinear", (0,))
+    assert pixels_from_image(png(Image.fromarray(values)), preprocess)[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
 
 
 def test_transparency_lies_over_the_background_and_not_over_black():
     clear = Image.new("RGBA", (10, 10), (0, 0, 0, 0))
-    how = Preprocess("RGB", 5, 5, "squash", 1.0, "bilinear", (9, 80, 200))
-    assert (pixels_from_picture(png(clear), how) == (9, 80, 200)).all()
-    assert (pixels_from_picture(png(clear), GRAY) == 255).all()
+    preprocess = Preprocess("RGB", 5, 5, "squash", 1.0, "bilinear", (9, 80, 200))
+    assert (pixels_from_image(png(clear), preprocess) == (9, 80, 200)).all()
+    assert (pixels_from_image(png(clear), GRAY) == 255).all()
 
 
 def test_only_the_first_frame_of_an_animation_counts(tmp_path):
-    animated = awkward_pictures(tmp_path)["animated.gif"]
+    animated = awkward_images(tmp_path)["animated.gif"]
     with Image.open(animated) as image:
         first = image.convert("RGB")
-    np.testing.assert_array_equal(pixels_from_picture(animated, RGB), pixels_from_picture(first, RGB))
+    np.testing.assert_array_equal(pixels_from_image(animated, RGB), pixels_from_image(first, RGB))
 
 
 def test_a_crop_shows_the_centre_and_a_pad_shows_all():
@@ -120,8 +120,8 @@ def test_a_crop_shows_the_centre_and_a_pad_shows_all():
     pixels[:, 10:20] = 200
     crop = Preprocess("RGB", 10, 10, "crop", 1.0, "bilinear", (1, 2, 3))
     pad = Preprocess("RGB", 30, 30, "pad", 1.0, "bilinear", (1, 2, 3))
-    assert (pixels_from_picture(pixels, crop) == 200).all()
-    padded = pixels_from_picture(pixels, pad)
+    assert (pixels_from_image(pixels, crop) == 200).all()
+    padded = pixels_from_image(pixels, pad)
     np.testing.assert_array_equal(padded[10:20], pixels)
     assert (padded[:10] == (1, 2, 3)).all()
     assert (padded[20:] == (1, 2, 3)).all()
@@ -129,24 +129,24 @@ def test_a_crop_shows_the_centre_and_a_pad_shows_all():
 
 def test_a_gray_pad_takes_the_gray_background():
     pad = Preprocess("L", 30, 10, "pad", 1.0, "bilinear", (77,))
-    assert pixels_from_picture(np.zeros((10, 10), np.uint8), pad)[0, 0, 0] == 77
+    assert pixels_from_image(np.zeros((10, 10), np.uint8), pad)[0, 0, 0] == 77
 
 
 def test_a_huge_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path):
     path = tmp_path / "huge.jpg"
     drawing(2000, 1500).save(path, quality=95)
-    exact = pixels_from_picture(Image.open(path).convert("RGB"), RGB).astype(int)
-    assert np.abs(pixels_from_picture(path, RGB).astype(int) - exact).mean() < 1.5
+    exact = pixels_from_image(Image.open(path).convert("RGB"), RGB).astype(int)
+    assert np.abs(pixels_from_image(path, RGB).astype(int) - exact).mean() < 1.5
 
 
 @pytest.mark.parametrize(
     ("content", "kind", "said"),
     [
         (b"", "empty", "zero bytes"),
-        (b"hello, this is a letter", "not-a-picture", "starts with b'hello"),
-        (b"<html><body>404</body></html>", "not-a-picture", "<html>"),
-        (b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00", "not-a-picture", "convert HEIC"),
-        (b"RIFF\x00\x00\x00\x00WAVE", "not-a-picture", "RIFF"),
+        (b"hello, this is a letter", "not-an-image", "starts with b'hello"),
+        (b"<html><body>404</body></html>", "not-an-image", "<html>"),
+        (b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00", "not-an-image", "convert HEIC"),
+        (b"RIFF\x00\x00\x00\x00WAVE", "not-an-image", "RIFF"),
         (b"\xff\xd8\xff\xe0", "damaged", "JPEG"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged", "PNG"),
         (b"GIF89a" + bytes(3), "damaged", "GIF"),
@@ -155,44 +155,44 @@ def test_a_huge_jpeg_is_decoded_at_a_fraction_and_looks_the_same(tmp_path):
         (b"P6 junk", "damaged", "PPM"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_its_kind(content, kind, said):
+def test_what_is_no_image_is_refused_with_its_kind(content, kind, said):
     refused = refusal(content)
     assert refused.kind == kind
     assert said in str(refused)
 
 
-def outcome(content: bytes) -> np.ndarray | str:
+def result(content: bytes) -> np.ndarray | str:
     """Give the pixels, or the kind of the refusal."""
     try:
-        return pixels_from_picture(content, RGB)
-    except PictureRefused as refused:
+        return pixels_from_image(content, RGB)
+    except ImageError as refused:
         return refused.kind
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_picture_cut_off_at_any_byte_is_refused_or_whole():
+def test_a_image_cut_off_at_any_byte_is_refused_or_whole():
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "PPM", "BMP", "TIFF"):
         content = encoded(kind)
-        whole = pixels_from_picture(content, RGB)
-        outcomes = [outcome(content[:end]) for end in range(len(content))]
-        # Only checksums and the trailer may be missing from a picture that is given.
-        assert {each for each in outcomes[:-24] if isinstance(each, str)} == {"empty", "not-a-picture", "damaged"}
+        whole = pixels_from_image(content, RGB)
+        outcomes = [result(content[:end]) for end in range(len(content))]
+        # Only checksums and the trailer may be missing from an image that is given.
+        assert {each for each in outcomes[:-24] if isinstance(each, str)} == {"empty", "not-an-image", "damaged"}
         assert all(isinstance(each, str) for each in outcomes[:-24])
         for each in outcomes[-24:]:
             assert isinstance(each, str) or np.array_equal(each, whole)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_flipped_byte_gives_a_picture_or_a_refusal_and_nothing_else():
+def test_a_flipped_byte_gives_a_image_or_a_refusal_and_nothing_else():
     source = np.random.default_rng(0)
     seen = set()
     for content in (encoded("PNG"), encoded("JPEG")):
         for position in source.integers(0, len(content), 300):
             broken = bytearray(content)
             broken[position] ^= 1 << int(source.integers(8))
-            given = outcome(bytes(broken))
+            given = result(bytes(broken))
             seen.add(given if isinstance(given, str) else given.shape)
-    assert {"damaged", RGB.shape} <= seen <= {*PICTURE_FAULTS, RGB.shape}
+    assert {"damaged", RGB.shape} <= seen <= {*IMAGE_ERROR_KINDS, RGB.shape}
 
 
 def test_a_bomb_is_refused_before_it_is_decoded():
@@ -211,14 +211,14 @@ def test_a_bomb_of_any_size_is_refused():
     assert refusal(bomb).kind == "too-large"
 
 
-def test_too_little_memory_is_no_fault_of_the_picture(monkeypatch):
+def test_too_little_memory_is_no_fault_of_the_image(monkeypatch):
     def fail(*arguments: object, **options: object) -> None:
         raise MemoryError
 
     content = png(drawing(9, 9))
     monkeypatch.setitem(Image.OPEN, "PNG", (fail, None))
     with pytest.raises(MemoryError):
-        pixels_from_picture(content, RGB)
+        pixels_from_image(content, RGB)
 
 
 def test_a_strip_that_its_crop_would_blow_up_is_refused():
@@ -261,9 +261,9 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
     from clf_runtime import preprocess
 
-    refused = preprocess.unreachable(PermissionError(13, "Permission denied"))
+    refused = preprocess.image_error_from_os_error(PermissionError(13, "Permission denied"))
     assert (refused.kind, str(refused)) == ("no-permission", "permission denied")
-    assert preprocess.unreachable(OSError(5, "Input/output error")).kind == "unreadable"
+    assert preprocess.image_error_from_os_error(OSError(5, "Input/output error")).kind == "unreadable"
 
 
 def encoded(kind: str) -> bytes:

@@ -13,8 +13,8 @@ import pytest
 from installing import installed
 from rewriting import rewritten
 
-from clf_runtime import Classifier, MachineUnable, ModelRefused, providers, session
-from clf_runtime.errors import WrongUsage
+from clf_runtime import Classifier, InvalidModelError, MachineError, providers, session
+from clf_runtime.errors import UsageError
 from clf_runtime.onnx_file import read
 from clf_runtime.providers import asked_for, both_told, not_built_in, not_started, short, wheels
 from clf_runtime.session import CPU, CUDA, Session
@@ -51,7 +51,7 @@ def test_a_provider_is_named_shortly(device, provider, options):
     ],
 )
 def test_what_is_no_device_is_wrong_usage(model, device, said):
-    with pytest.raises(WrongUsage, match=said):
+    with pytest.raises(UsageError, match=said):
         Classifier.load(model, device=device)
 
 
@@ -70,7 +70,7 @@ def test_a_provider_that_is_not_built_in_is_refused_with_the_wheel_that_has_it(m
     if asked_for(device, KNOWN)[0] in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has it")
     name = device.partition(":")[0]
-    with pytest.raises(MachineUnable, match=rf'^--device {device}: .*built without {name}; .*pip install "{wheel}"'):
+    with pytest.raises(MachineError, match=rf'^--device {device}: .*built without {name}; .*pip install "{wheel}"'):
         Classifier.load(model, device=device)
 
 
@@ -82,7 +82,7 @@ def test_a_provider_without_a_wheel_takes_a_build_of_ones_own():
 @pytest.mark.skipif("AzureExecutionProvider" not in KNOWN, reason="this onnxruntime has no such provider")
 def test_a_provider_that_would_run_no_node_is_not_said_to_run(model):
     # It starts, and onnxruntime lists it first; it runs operators of a cloud, and every node here on the CPU.
-    with pytest.raises(MachineUnable, match=r"^--device azure: it takes none of the \d+ nodes of "):
+    with pytest.raises(MachineError, match=r"^--device azure: it takes none of the \d+ nodes of "):
         Classifier.load(model, device="azure")
 
 
@@ -105,7 +105,7 @@ def test_what_is_built_in_and_does_not_start_is_refused_with_what_is_missing(mod
         pytest.skip("this onnxruntime has CUDA")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
     name = device.partition(":")[0]
-    with pytest.raises(MachineUnable, match=f"^--device {device}: onnxruntime .* has {name}, but "):
+    with pytest.raises(MachineError, match=f"^--device {device}: onnxruntime .* has {name}, but "):
         Classifier.load(model, device=device)
     classifier = Classifier.load(model, device="auto")
     assert classifier.provider == CPU
@@ -156,7 +156,7 @@ def test_a_model_that_the_cpu_refuses_too_is_the_models_fault(model, tmp_path, m
     (tmp_path / "other.onnx").write_bytes(loaded.SerializeToString())
     broken = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx")
     for device in ("auto", "cuda"):
-        with pytest.raises(ModelRefused, match="refused by onnxruntime"):
+        with pytest.raises(InvalidModelError, match="refused by onnxruntime"):
             Classifier.load(broken, device=device)
 
 
@@ -235,13 +235,13 @@ def test_a_device_that_fails_on_a_batch_is_told_in_one_line(model):
     code = (
         "import resource, numpy\n"
         "from pathlib import Path\n"
-        "from clf_runtime import Classifier, MachineUnable\n"
+        "from clf_runtime import Classifier, MachineError\n"
         f"classifier = Classifier.load({str(model)!r}, threads=1)\n"
         "pixels = numpy.zeros((60_000, *classifier.spec.preprocess.shape), numpy.uint8)\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000,) * 2)\n"
-        "try: classifier.logits(pixels)\n"
-        "except MachineUnable as unable: print(unable)\n"
+        "try: classifier.run(pixels)\n"
+        "except MachineError as unable: print(unable)\n"
     )
     if not Path("/proc/self/statm").exists():
         pytest.skip("this system does not limit a process's memory so")
@@ -253,4 +253,4 @@ def test_a_device_that_fails_on_a_batch_is_told_in_one_line(model):
 
 def test_pixels_of_another_shape_are_the_callers_fault(model):
     with pytest.raises(Exception, match="Got invalid dimensions"):
-        Classifier.load(model).logits(np.zeros((1, 3, 3, 1), np.uint8))
+        Classifier.load(model).run(np.zeros((1, 3, 3, 1), np.uint8))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clf_runtime.errors import ModelRefused
+from clf_runtime.errors import InvalidModelError
 from clf_runtime.spec import ModelSpec
 
 COMPLETE: dict[str, Any] = {
@@ -78,7 +78,7 @@ def test_what_is_not_known_may_be_null(path):
         ("labels", ["cat", ""], "texts that are not empty"),
         ("labels", "cat,dog", "expected a list"),
         ("preprocess", [], "preprocess is [], expected an object"),
-        ("preprocess.fit", "stretch", 'preprocess.fit is "stretch", expected squash or crop or pad'),
+        ("preprocess.resize", "stretch", 'preprocess.resize is "stretch", expected squash or crop or pad'),
         ("preprocess.color", "CMYK", "expected L or RGB"),
         ("preprocess.height", 0, "preprocess.height is 0, expected a whole number from 1 to 4096"),
         ("preprocess.width", 4097, "preprocess.width is 4097"),
@@ -109,7 +109,7 @@ def test_what_is_not_known_may_be_null(path):
     ],
 )
 def test_a_wrong_field_is_refused_with_its_name_what_was_found_and_what_was_expected(path, value, said):
-    with pytest.raises(ModelRefused, match=r"model\.json: refused: ") as refusal:
+    with pytest.raises(InvalidModelError, match=r"model\.json: refused: ") as refusal:
         ModelSpec.from_json(changed(path, value), "model.json")
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -117,5 +117,5 @@ def test_a_wrong_field_is_refused_with_its_name_what_was_found_and_what_was_expe
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"spec"'])
 def test_what_is_no_object_is_refused(text):
-    with pytest.raises(ModelRefused, match=r"model\.json: refused: its spec"):
+    with pytest.raises(InvalidModelError, match=r"model\.json: refused: its spec"):
         ModelSpec.from_json(text, "model.json")

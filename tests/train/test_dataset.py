@@ -1,4 +1,4 @@
-"""Pictures keep their order and their classes, and a split is the same on every machine."""
+"""Images keep their order and their classes, and a split is the same on every machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torchvision
 from awkward import drawing
 from PIL import Image
 
-from clf_runtime.errors import DataRefused, MachineUnable
+from clf_runtime.errors import DataError, MachineError
 from clf_runtime.spec import Preprocess
-from clf_train import builtin, folder
-from clf_train.dataset import ArrayPictures, held_out, in_turns
+from clf_train.data import builtin, folder
+from clf_train.data.dataset import ArrayImageSet, interleave_classes, split_off
 from clf_train.registry import DATASETS, dataset_row
 
 GRAY = Preprocess("L", 8, 8, "crop", 1.0, "bilinear", (255,))
@@ -34,7 +34,7 @@ def make_folder(root, classes: dict[str, int], size: int = 20):
     return root
 
 
-def test_no_picture_is_in_two_parts_and_none_is_lost():
+def test_no_image_is_in_two_parts_and_none_is_lost():
     dataset = digits()
     parts = [set(part.names) for part in (dataset.train, dataset.validation, dataset.test)]
     assert [len(part) for part in parts] == [1295, 143, 359]
@@ -60,37 +60,37 @@ def test_the_seed_decides_and_nothing_else_does():
     assert digits(seed=1).test.fingerprint() != elsewhere
 
 
-def test_a_new_picture_moves_few_of_the_others():
+def test_a_new_image_moves_few_of_the_others():
     names = [f"{number}.png" for number in range(1000)]
     targets = np.zeros(1001, np.int64)
     pixels = np.zeros((1001, 1, 1, 1), np.uint8)
-    before = held_out(ArrayPictures(pixels[:1000], names, targets[:1000]), 0.2, 0, "test", smallest=2)[1]
-    after = held_out(ArrayPictures(pixels, [*names, "new.png"], targets), 0.2, 0, "test", smallest=2)[1]
+    before = split_off(ArrayImageSet(pixels[:1000], names, targets[:1000]), 0.2, 0, "test", smallest=2)[1]
+    after = split_off(ArrayImageSet(pixels, [*names, "new.png"], targets), 0.2, 0, "test", smallest=2)[1]
     assert len(set(before.names) ^ set(after.names)) <= 2
 
 
 @pytest.mark.parametrize(("count", "kept"), [(2, 1), (3, 1), (10, 2), (11, 2)])
 def test_small_classes_keep_at_least_one_apart_and_one_to_learn_from(count, kept):
-    pictures = ArrayPictures(
+    images = ArrayImageSet(
         np.zeros((count, 1, 1, 1), np.uint8), [str(n) for n in range(count)], np.zeros(count, np.int64)
     )
-    rest, apart = held_out(pictures, 0.2, 0, "test", smallest=2)
+    rest, apart = split_off(images, 0.2, 0, "test", smallest=2)
     assert (len(rest), len(apart)) == (count - kept, kept)
 
 
 def test_the_classes_are_taken_in_turn():
     targets = np.array([0, 0, 0, 1, 1, 2])
-    assert in_turns(targets, 4) == [0, 3, 5, 1]
-    assert in_turns(targets, 99) == [0, 3, 5, 1, 4, 2]
+    assert interleave_classes(targets, 4) == [0, 3, 5, 1]
+    assert interleave_classes(targets, 99) == [0, 3, 5, 1, 4, 2]
 
 
-def test_an_encoded_picture_decodes_to_the_same_pixels():
+def test_an_encoded_image_decodes_to_the_same_pixels():
     test = digits().test
-    from clf_runtime.preprocess import pixels_from_picture
+    from clf_runtime.preprocess import pixels_from_image
 
     decoded = test.decoded(GRAY)
     for index in range(0, len(test), 40):
-        np.testing.assert_array_equal(pixels_from_picture(test.encoded(index), GRAY), decoded[index])
+        np.testing.assert_array_equal(pixels_from_image(test.encoded(index), GRAY), decoded[index])
 
 
 def test_arrays_of_another_size_go_through_the_runtimes_preprocessing():
@@ -139,15 +139,15 @@ def test_cifar10_is_loaded_from_torchvisions_layout(tmp_path, monkeypatch):
     dataset = builtin.load(dataset_row("cifar10"), tmp_path, 0.2, 0)
     assert list(dataset.labels) == names
     assert len(dataset.train) + len(dataset.validation) == 100
-    how = Preprocess("RGB", 32, 32, "crop", 1.0, "bilinear", (255, 255, 255))
-    np.testing.assert_array_equal(dataset.test.decoded(how), pixels.transpose(0, 2, 3, 1))
+    preprocess = Preprocess("RGB", 32, 32, "crop", 1.0, "bilinear", (255, 255, 255))
+    np.testing.assert_array_equal(dataset.test.decoded(preprocess), pixels.transpose(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("name", [row.name for row in DATASETS if row.source == "download"])
 def test_a_data_set_that_is_not_there_and_cannot_be_downloaded_says_what_to_do(name, tmp_path, monkeypatch):
     for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
-    with pytest.raises(MachineUnable, match=rf"{name} is not there, and could not be downloaded .* --data-root"):
+    with pytest.raises(MachineError, match=rf"{name} is not there, and could not be downloaded .* --data-root"):
         builtin.load(dataset_row(name), tmp_path, 0.2, 0)
 
 
@@ -183,7 +183,7 @@ def test_a_train_folder_alone_is_split(tmp_path):
     assert len(folder.load(tmp_path, 0.2, 0).test) == 4
 
 
-def test_hidden_files_and_other_files_are_no_pictures(tmp_path):
+def test_hidden_files_and_other_files_are_no_images(tmp_path):
     make_folder(tmp_path, {"a": 4, "b": 4})
     (tmp_path / "a" / "._000.png").write_bytes(b"finder")
     (tmp_path / "a" / "Thumbs.db").write_bytes(b"windows")
@@ -200,7 +200,7 @@ def test_the_fingerprint_follows_content_and_class(tmp_path):
     assert folder.load(tmp_path, 0.2, 0).test.fingerprint() != before
 
 
-def test_held_out_pictures_that_are_trained_on_too_are_found(tmp_path):
+def test_held_out_images_that_are_trained_on_too_are_found(tmp_path):
     make_folder(tmp_path / "train", {"a": 5, "b": 5})
     make_folder(tmp_path / "test", {"a": 3, "b": 3}, size=40)
     assert folder.load(tmp_path, 0.2, 0).repeated() == []
@@ -213,49 +213,49 @@ def test_held_out_pictures_that_are_trained_on_too_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        ({}, "it is empty; expected a folder of pictures for each class"),
+        ({}, "it is empty; expected a folder of images for each class"),
         ({"only": 5}, "it has one class, 'only'; expected two or more"),
-        ({"a": 5, "b": 0}, "b: it has no pictures"),
-        ({"a": 5, "b": 1}, "b: it has 1 picture; expected 2 at least"),
+        ({"a": 5, "b": 0}, "b: it has no images"),
+        ({"a": 5, "b": 1}, "b: it has 1 image; expected 2 at least"),
         ({"cat": 3, "Cat": 3}, "the classes Cat and cat differ only in case"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_says_why(tmp_path, classes, said):
-    with pytest.raises(DataRefused) as refused:
+    with pytest.raises(DataError) as refused:
         folder.load(make_folder(tmp_path / "data", classes) if classes else tmp_path, 0.2, 0)
     assert said in str(refused.value)
 
 
-def test_pictures_without_class_folders_are_recognised(tmp_path):
+def test_images_without_class_folders_are_recognised(tmp_path):
     drawing(9, 9).save(tmp_path / "a.png")
-    with pytest.raises(DataRefused, match="it has pictures, but no class folders"):
+    with pytest.raises(DataError, match="it has images, but no class folders"):
         folder.load(tmp_path, 0.2, 0)
 
 
 def test_what_is_no_folder_is_told(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataRefused, match="file: is no folder"):
+    with pytest.raises(DataError, match="file: is no folder"):
         folder.load(tmp_path / "file", 0.2, 0)
-    with pytest.raises(DataRefused, match="no such folder, and no data set of this name"):
+    with pytest.raises(DataError, match="no such folder, and no data set of this name"):
         folder.load(tmp_path / "minst", 0.2, 0)
 
 
 def test_classes_that_differ_between_train_and_test_are_named(tmp_path):
     make_folder(tmp_path / "train", {"a": 3, "b": 3})
     make_folder(tmp_path / "test", {"a": 3, "c": 3})
-    with pytest.raises(DataRefused, match="it has no 'b', has 'c'"):
+    with pytest.raises(DataError, match="it has no 'b', has 'c'"):
         folder.load(tmp_path, 0.2, 0)
 
 
-def test_every_unreadable_picture_is_counted_and_the_first_ones_named(tmp_path):
+def test_every_unreadable_image_is_counted_and_the_first_ones_named(tmp_path):
     make_folder(tmp_path, {"a": 8, "b": 8})
     for number in range(7):
-        (tmp_path / "a" / f"{number:03d}.png").write_text("not a picture")
-    pictures = folder.load(tmp_path, 0.2, 0).train
+        (tmp_path / "a" / f"{number:03d}.png").write_text("not an image")
+    images = folder.load(tmp_path, 0.2, 0).train
     with pytest.raises(
-        DataRefused, match=r"4 of 10 pictures cannot be read: .*a/00\d.png: not-a-picture.*; and 1 more; mend"
+        DataError, match=r"4 of 10 images cannot be read: .*a/00\d.png: not-an-image.*; and 1 more; mend"
     ):
-        pictures.decoded(GRAY)
+        images.decoded(GRAY)
 
 
 @pytest.mark.parametrize(("mode", "color"), [("L", "L"), ("RGB", "RGB"), ("1", "L"), ("P", "RGB")])
@@ -264,5 +264,5 @@ def test_the_survey_gives_the_median_size_and_whether_there_is_colour(tmp_path, 
         (tmp_path / label).mkdir()
         for number in range(5):
             drawing(100, 30 + 10 * number).convert(mode).save(tmp_path / label / f"{number}.png")
-    pictures = folder._pictures(tmp_path, tmp_path)[1]
-    assert folder.survey(pictures) == (50, color)
+    images = folder._images(tmp_path, tmp_path)[1]
+    assert folder.survey(images) == (50, color)

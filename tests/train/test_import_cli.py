@@ -11,9 +11,9 @@ import torch
 from awkward import drawing
 from torch import nn
 
-from clf_train import trained
-from clf_train.evaluate import normalized
-from clf_train.models import build
+from clf_train.engine.evaluate import normalize_images
+from clf_train.models import saved
+from clf_train.models.factory import build
 
 TEN = ",".join("0123456789")
 
@@ -95,7 +95,7 @@ def test_a_factory_of_ones_own_is_imported_exported_and_run(command, tmp_path):
         "--color",
         "RGB",
     )
-    assert command("clf-import", *arguments, "--fit", "pad").code == 0
+    assert command("clf-import", *arguments, "--resize", "pad").code == 0
     untrusted = command("clf-export", "--data", "pets")
     assert untrusted.code == 3
     assert "model.json names code that is not clf-edge's, pets_net:build" in untrusted.error
@@ -190,16 +190,16 @@ def test_what_a_tutorials_own_script_saves_is_imported_as_it_is(command, tmp_pat
     for part in ("train", "test"):
         for label in "0123456789":
             (tmp_path / "data/cifar10" / part / label).mkdir(parents=True)
-            for number_of_picture in range(4):
-                drawing(32, 32).save(tmp_path / "data/cifar10" / part / label / f"{number_of_picture}.jpg")
+            for number_of_image in range(4):
+                drawing(32, 32).save(tmp_path / "data/cifar10" / part / label / f"{number_of_image}.jpg")
     (tmp_path / "run.py").write_text(A_TUTORIAL)
     subprocess.run([sys.executable, "run.py", script, number, "data"], cwd=tmp_path, check=True, capture_output=True)
 
     done = command("clf-import", "--weights", "tutorial.pt", "--model", name, "--labels", TEN)
     assert done.code == 0, done.err
-    model = trained.load(tmp_path / "artifacts")
+    model = saved.load(tmp_path / "artifacts")
     answers = torch.load(tmp_path / "answers.pt", weights_only=True)
     with torch.inference_mode():
-        logits = model.model(normalized(answers["pixels"].permute(0, 2, 3, 1), model.spec.normalize))
+        logits = model.model(normalize_images(answers["pixels"].permute(0, 2, 3, 1), model.spec.normalize))
     ours = logits.softmax(dim=1) if name == "plain-conv2-mlp" else logits  # that one ends in its softmax
     torch.testing.assert_close(ours, answers["given"], rtol=1e-5, atol=1e-5)

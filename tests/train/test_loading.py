@@ -1,4 +1,4 @@
-"""Every picture is decoded once, before the first epoch: what cannot be read is listed, what fits nowhere is fine."""
+"""Every image is decoded once, before the first epoch: what cannot be read is listed, what fits nowhere is fine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from awkward import drawing
 from conftest import BIN
 
 from clf_runtime import machine
-from clf_runtime.errors import DataRefused, MachineUnable
-from clf_runtime.preprocess import pixels_from_picture
+from clf_runtime.errors import DataError, MachineError
+from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.spec import Preprocess
-from clf_train import decoding, folder, pixels
-from clf_train.decoding import Decoder
-from clf_train.loading import load
-from clf_train.pixels import DecodedAnew, place_for, room_for
+from clf_train.data import cache, decoding, folder
+from clf_train.data.cache import LazyPixels, allocate_pixels, choose_cache
+from clf_train.data.decoding import Decoder
+from clf_train.data.loading import load
 
 HOW = Preprocess("RGB", 24, 24, "crop", 1.0, "bilinear", (255, 255, 255))
 
@@ -39,11 +39,11 @@ def test_wherever_the_pixels_are_they_are_those_that_a_device_sees(tmp_path, pla
     dataset = folder.load(make(tmp_path / "data"), 0.25, 0)
     (tmp_path / "work").mkdir()
     loaded = load(dataset, HOW, place, tmp_path / "work")
-    expected = np.stack([pixels_from_picture(path, HOW) for path in dataset.train.paths])
-    order = np.random.default_rng(0).permutation(len(expected))
-    batches = list(loaded.train.pixels.batches([order[:5], order[5:6], order[6:]]))
-    assert [len(batch) for batch in batches] == [5, 1, len(order) - 6]
-    np.testing.assert_array_equal(np.concatenate(batches), expected[order])
+    expected = np.stack([pixels_from_image(path, HOW) for path in dataset.train.paths])
+    config = np.random.default_rng(0).permutation(len(expected))
+    batches = list(loaded.train.pixels.batches([config[:5], config[5:6], config[6:]]))
+    assert [len(batch) for batch in batches] == [5, 1, len(config) - 6]
+    np.testing.assert_array_equal(np.concatenate(batches), expected[config])
     np.testing.assert_array_equal(loaded.train.pixels[3], expected[3])
     assert loaded.dataset.train.fingerprint() == dataset.train.fingerprint()
     assert not list((tmp_path / "work").iterdir())
@@ -52,11 +52,11 @@ def test_wherever_the_pixels_are_they_are_those_that_a_device_sees(tmp_path, pla
 def test_the_cache_changes_no_weight(command, tmp_path):
     make(tmp_path / "data")
     weights = set()
-    for cache in ("memory", "disk", "none"):
-        done = command("clf-train", "--data", "data", "--epochs", 2, "-a", cache, "--cache", cache)
+    for kind in ("memory", "disk", "none"):
+        done = command("clf-train", "--data", "data", "--epochs", 2, "-a", kind, "--cache", kind)
         assert done.code == 0, done.err
-        weights.add((tmp_path / cache / "model.pt").read_bytes())
-        assert {path.name for path in (tmp_path / cache).iterdir()} == {
+        weights.add((tmp_path / kind / "model.pt").read_bytes())
+        assert {path.name for path in (tmp_path / kind).iterdir()} == {
             *("model.pt", "model.json", "history.csv", "report.html", "samples")
         }
     assert len(weights) == 1
@@ -64,23 +64,23 @@ def test_the_cache_changes_no_weight(command, tmp_path):
 
 def test_what_does_not_fit_memory_goes_to_disk_and_what_does_not_fit_there_nowhere(tmp_path, monkeypatch):
     free = 1000 * 24 * 24 * 3
-    monkeypatch.setattr(pixels, "usable_memory", lambda: free)
-    monkeypatch.setattr(pixels.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10 * free}))
-    assert place_for(500, HOW.shape, tmp_path) == "memory"
-    assert place_for(501, HOW.shape, tmp_path) == "disk"
-    assert place_for(5001, HOW.shape, tmp_path) == "none"
+    monkeypatch.setattr(cache, "usable_memory", lambda: free)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10 * free}))
+    assert choose_cache(500, HOW.shape, tmp_path) == "memory"
+    assert choose_cache(501, HOW.shape, tmp_path) == "disk"
+    assert choose_cache(5001, HOW.shape, tmp_path) == "none"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert place_for(500, HOW.shape, tmp_path) == "disk"
+    assert choose_cache(500, HOW.shape, tmp_path) == "disk"
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written_to_it(tmp_path):
     with pytest.raises(OSError, match=r"No space left|File too large"):
-        room_for(2**40, HOW.shape, "disk", tmp_path)
+        allocate_pixels(2**40, HOW.shape, "disk", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def damage(root: Path) -> list[Path]:
-    """Make three pictures unreadable, each in its own way."""
+    """Make three images unreadable, each in its own way."""
     broken = [root / "cat" / "001.png", root / "cat" / "005.png", root / "dog" / "002.png"]
     broken[0].write_bytes(b"")
     broken[1].write_text("<html>")
@@ -88,19 +88,19 @@ def damage(root: Path) -> list[Path]:
     return broken
 
 
-def test_unreadable_pictures_are_listed_in_a_file_and_refused(command, tmp_path):
+def test_unreadable_images_are_listed_in_a_file_and_refused(command, tmp_path):
     broken = damage(make(tmp_path / "data"))
     done = command("clf-train", "--data", "data", "--epochs", 1)
     assert done.code == 3
-    assert "3 of 24 pictures cannot be read: data/" in done.error
+    assert "3 of 24 images cannot be read: data/" in done.error
     assert done.error.endswith(
-        "all are listed in artifacts/unreadable.csv; mend or remove them, or leave them out by --skip-bad"
+        "all are listed in artifacts/unreadable.csv; mend or remove them, or leave them out by --skip-unreadable"
     )
     with (tmp_path / "artifacts/unreadable.csv").open() as file:
         rows = {row["path"]: row["kind"] for row in csv.DictReader(file)}
     assert rows == {
         str(path.relative_to(tmp_path)): kind
-        for path, kind in zip(broken, ("empty", "not-a-picture", "damaged"), strict=True)
+        for path, kind in zip(broken, ("empty", "not-an-image", "damaged"), strict=True)
     }
 
 
@@ -109,11 +109,11 @@ def test_they_are_left_out_where_that_is_asked_for_and_the_export_knows(command,
     for path in (tmp_path / "data/cat").iterdir():  # of what is held out some are unreadable too, then
         if int(path.stem) % 4 == 0:
             path.write_bytes(b"")
-    done = command("clf-train", "--data", "data", "--epochs", 1, "--skip-bad")
+    done = command("clf-train", "--data", "data", "--epochs", 1, "--skip-unreadable")
     assert done.code == 0, done.err
-    assert "note: 11 of 60 pictures cannot be read and are left out: artifacts/unreadable.csv" in done.err
-    assert "49 pictures" not in done.out
-    assert "11 pictures of the data could not be read" in (tmp_path / "artifacts/report.html").read_text()
+    assert "note: 11 of 60 images cannot be read and are left out: artifacts/unreadable.csv" in done.err
+    assert "49 images" not in done.out
+    assert "11 images of the data could not be read" in (tmp_path / "artifacts/report.html").read_text()
     exported = command("clf-export")
     assert exported.code == 0, exported.err
     # And once they are mended, a training without them says so no more.
@@ -125,28 +125,28 @@ def test_they_are_left_out_where_that_is_asked_for_and_the_export_knows(command,
 def test_a_class_of_which_nothing_can_be_read_is_refused(command, tmp_path):
     for path in (make(tmp_path / "data") / "dog").iterdir():
         path.write_bytes(b"")
-    done = command("clf-train", "--data", "data", "--epochs", 1, "--skip-bad")
+    done = command("clf-train", "--data", "data", "--epochs", 1, "--skip-unreadable")
     assert done.code == 3
     assert "class 'dog': none of " in done.err.splitlines()[-1]
 
 
-def test_a_picture_that_is_gone_when_it_is_decoded_anew_is_told(tmp_path):
+def test_a_image_that_is_gone_when_it_is_decoded_anew_is_told(tmp_path):
     dataset = folder.load(make(tmp_path / "data"), 0.25, 0)
     Path(dataset.train.path(2)).unlink()
-    with pytest.raises(DataRefused, match=r"1 of .* pictures cannot be read: .*: not-found: "):
-        list(DecodedAnew(dataset.train, HOW).batches([np.arange(5)]))
-    with pytest.raises(DataRefused, match=r"1 of .* pictures cannot be read: .*: not-found: "):
+    with pytest.raises(DataError, match=r"1 of .* images cannot be read: .*: not-found: "):
+        list(LazyPixels(dataset.train, HOW).batches([np.arange(5)]))
+    with pytest.raises(DataError, match=r"1 of .* images cannot be read: .*: not-found: "):
         dataset.train.fingerprint()
 
 
 @pytest.fixture
 def many(tmp_path) -> list[str]:
-    """More pictures than threads are taken for."""
+    """More images than threads are taken for."""
     drawing(20, 20).save(tmp_path / "one.png")
     return [str(tmp_path / "one.png")] * (decoding._MOST_FOR_THREADS + 1)
 
 
-def test_many_pictures_are_decoded_by_processes_in_order(many, tmp_path):
+def test_many_images_are_decoded_by_processes_in_order(many, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     many[100] = str(tmp_path / "bad.png")
     with Decoder(len(many)) as decoder:
@@ -165,7 +165,7 @@ def test_a_killed_decoding_process_is_told_and_not_waited_for(many):
         next(found)
         for process in list(decoder._pool._processes.values()):
             process.kill()
-        with pytest.raises(MachineUnable, match="a process that decoded pictures was ended from outside"):
+        with pytest.raises(MachineError, match="a process that decoded images was ended from outside"):
             list(found)
 
 

@@ -15,12 +15,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from clf_runtime.errors import MachineUnable, ModelRefused, WrongUsage
-from clf_train.dataset import Dataset
-from clf_train.models import build, pretrained, with_head
-from clf_train.order import Order, dataset_for, input_of, plan_for
+from clf_runtime.errors import InvalidModelError, MachineError, UsageError
+from clf_train.config import TrainConfig, input_of, load_dataset, make_plan
+from clf_train.data.dataset import Dataset
+from clf_train.models.factory import build, build_pretrained, replace_head
+from clf_train.models.weights import initial_model, load_weights
 from clf_train.registry import MODELS, TORCHVISION
-from clf_train.weights import load_into, starting_point
 
 RGB_32, L_28 = (32, 32, 3), (28, 28, 1)
 
@@ -94,9 +94,9 @@ def test_a_classifier_of_torchvision_gets_a_head_for_the_labels(name):
     with torch.inference_mode():
         assert model(torch.rand(1, 3, side, side)).shape == (1, 5)
     shapes = {key: value.shape for key, value in model.state_dict().items()}
-    assert {key: value.shape for key, value in with_head(model, 5).state_dict().items()} == shapes
+    assert {key: value.shape for key, value in replace_head(model, 5).state_dict().items()} == shapes
     with torch.inference_mode():
-        assert with_head(model, 3)(torch.rand(1, 3, side, side)).shape == (1, 3)
+        assert replace_head(model, 3)(torch.rand(1, 3, side, side)).shape == (1, 3)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_default_weights_come_through_torchvisions_own_loader(hub):
     torch.manual_seed(5)
     source = torchvision.models.get_model("squeezenet1_1")
     torch.save(source.state_dict(), hub / weights.url.rpartition("/")[2])
-    model = pretrained("squeezenet1_1", 4)
+    model = build_pretrained("squeezenet1_1", 4)
     assert torch.equal(model.features[0].weight, source.features[0].weight)
     assert model.classifier[1].weight.shape == (4, 512, 1, 1)
 
@@ -121,8 +121,8 @@ def test_default_weights_come_through_torchvisions_own_loader(hub):
 def test_default_weights_that_would_run_code_are_refused(hub, tmp_path):
     weights = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT
     torch.save({"classifier.1.weight": _call(Path.touch, tmp_path / "owned")}, hub / weights.url.rpartition("/")[2])
-    with pytest.raises(ModelRefused, match="its weights hold more than tensors, and were not run"):
-        pretrained("squeezenet1_1", 4)
+    with pytest.raises(InvalidModelError, match="its weights hold more than tensors, and were not run"):
+        build_pretrained("squeezenet1_1", 4)
     assert not (tmp_path / "owned").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
@@ -134,7 +134,7 @@ def test_a_network_with_a_normalisation_of_its_own_sees_what_it_would_with_torch
     ours = build(name, RGB_32, 1000).eval()
     ours.load_state_dict(theirs.state_dict(), strict=False)
     image = torch.rand(1, 3, 299, 299)
-    plan = plan_for(Order(model=name), digits)
+    plan = make_plan(TrainConfig(model=name), digits)
     imagenet = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.inference_mode():
         wanted = theirs(imagenet(image))
@@ -146,11 +146,11 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(hub, monkeypatch):
     for variable in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:9")
     with pytest.raises(
-        MachineUnable, match=r"resnet18: its weights could not be downloaded .*name the file with --weights"
+        MachineError, match=r"resnet18: its weights could not be downloaded .*name the file with --weights"
     ):
-        pretrained("resnet18", 4)
-    with pytest.raises(ModelRefused, match="has no weights to load"):
-        pretrained("small-resnet", 4)
+        build_pretrained("resnet18", 4)
+    with pytest.raises(InvalidModelError, match="has no weights to load"):
+        build_pretrained("small-resnet", 4)
 
 
 def saved(path: Path, content: object) -> Path:
@@ -174,14 +174,14 @@ def test_weights_load_whatever_they_are_wrapped_in(tmp_path):
     ]
     for path in files:
         model = build("lenet", RGB_32, 10)
-        load_into(model, path)
+        load_weights(model, path)
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items()), path
 
 
 def test_a_tutorial_that_is_a_bare_sequential_loads_too(tmp_path):
     source = build("plain-conv3", L_28, 10).model
     model = build("plain-conv3", L_28, 10)
-    load_into(model, saved(tmp_path / "a.pt", source.state_dict()))
+    load_weights(model, saved(tmp_path / "a.pt", source.state_dict()))
     assert torch.equal(model.model[7].weight, source[7].weight)
 
 
@@ -189,7 +189,7 @@ def test_a_counter_that_old_checkpoints_lack_is_not_missed(tmp_path):
     state = {
         key: value for key, value in build("small-resnet", L_28, 10).state_dict().items() if "num_batches" not in key
     }
-    load_into(build("small-resnet", L_28, 10), saved(tmp_path / "a.pt", state))
+    load_weights(build("small-resnet", L_28, 10), saved(tmp_path / "a.pt", state))
 
 
 def test_what_does_not_fit_is_told_as_a_short_list(tmp_path):
@@ -197,8 +197,8 @@ def test_what_does_not_fit_is_told_as_a_short_list(tmp_path):
     del state["fc1.bias"]
     state["conv1.weight"] = torch.zeros(6, 1, 5, 5)
     state |= {f"more.{number}": torch.zeros(1) for number in range(5)}
-    with pytest.raises(ModelRefused) as refused:
-        load_into(build("lenet", RGB_32, 10), saved(tmp_path / "a.pt", state))
+    with pytest.raises(InvalidModelError) as refused:
+        load_weights(build("lenet", RGB_32, 10), saved(tmp_path / "a.pt", state))
     assert str(refused.value) == (
         f"{tmp_path / 'a.pt'}: refused: not the weights of this model: missing: fc1.bias; "
         "unexpected: more.0, more.1, more.2 and 2 more; of another shape: conv1.weight 6x1x5x5 for 6x3x5x5; "
@@ -209,11 +209,11 @@ def test_what_does_not_fit_is_told_as_a_short_list(tmp_path):
 def test_a_head_of_other_classes_is_left_fresh_for_training_and_refused_for_an_import(tmp_path):
     source = build("lenet", RGB_32, 10)
     path = saved(tmp_path / "a.pt", source.state_dict())
-    model = starting_point("lenet", str(path), RGB_32, 4)
+    model = initial_model("lenet", str(path), RGB_32, 4)
     assert torch.equal(model.conv1.weight, source.conv1.weight)
     assert model.fc3.weight.shape == (4, 84)
-    with pytest.raises(ModelRefused, match=r"of another shape: fc3\.weight 10x84 for 4x84"):
-        load_into(build("lenet", RGB_32, 4), path)
+    with pytest.raises(InvalidModelError, match=r"of another shape: fc3\.weight 10x84 for 4x84"):
+        load_weights(build("lenet", RGB_32, 4), path)
 
 
 @pytest.mark.parametrize(
@@ -234,18 +234,18 @@ def test_what_is_no_state_dict_is_refused(tmp_path, content, said):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(ModelRefused) as refused:
-        load_into(build("lenet", RGB_32, 10), path)
+    with pytest.raises(InvalidModelError) as refused:
+        load_weights(build("lenet", RGB_32, 10), path)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_missing_file_and_a_damaged_safetensors_file_are_refused(tmp_path):
-    with pytest.raises(ModelRefused, match="no such file"):
-        load_into(build("lenet", RGB_32, 10), tmp_path / "none.pt")
+    with pytest.raises(InvalidModelError, match="no such file"):
+        load_weights(build("lenet", RGB_32, 10), tmp_path / "none.pt")
     (tmp_path / "a.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}}}}}}}")
-    with pytest.raises(ModelRefused, match="no safetensors file"):
-        load_into(build("lenet", RGB_32, 10), tmp_path / "a.safetensors")
+    with pytest.raises(InvalidModelError, match="no safetensors file"):
+        load_weights(build("lenet", RGB_32, 10), tmp_path / "a.safetensors")
 
 
 def _call(function, *arguments):
@@ -300,8 +300,8 @@ def test_of_twenty_hostile_files_none_runs(tmp_path):
     for name, content in files.items():
         path = tmp_path / "a.pt"
         path.write_bytes(content)
-        with pytest.raises(ModelRefused, match=r"a\.pt: refused: "):
-            load_into(build("lenet", RGB_32, 10), path)
+        with pytest.raises(InvalidModelError, match=r"a\.pt: refused: "):
+            load_weights(build("lenet", RGB_32, 10), path)
         assert not (tmp_path / "owned").exists(), name
 
 
@@ -320,54 +320,59 @@ def test_a_factory_of_ones_own_is_called_with_the_number_of_classes_or_with_noth
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert build("my_networks:sized", L_28, 3)[1].out_features == 3
     assert isinstance(build("my_networks:Fixed", L_28, 2), nn.Module)
-    with pytest.raises(ModelRefused, match=r"gives a int; expected a torch\.nn\.Module"):
+    with pytest.raises(InvalidModelError, match=r"gives a int; expected a torch\.nn\.Module"):
         build("my_networks:wrong", L_28, 2)
-    with pytest.raises(ModelRefused, match=r"cannot be built \(RuntimeError: two lines\)"):
+    with pytest.raises(InvalidModelError, match=r"cannot be built \(RuntimeError: two lines\)"):
         build("my_networks:broken", L_28, 2)
-    with pytest.raises(ModelRefused, match=r"cannot be built \(ModuleNotFoundError"):
+    with pytest.raises(InvalidModelError, match=r"cannot be built \(ModuleNotFoundError"):
         build("no_such_module:net", L_28, 2)
 
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return dataset_for(Order())
+    return load_dataset(TrainConfig())
 
 
 def test_a_torchvision_network_sees_what_its_weights_were_trained_with(digits):
-    plan = plan_for(Order(model="resnet18"), digits)
-    how = plan.preprocess
-    assert (how.color, how.shape, how.crop_ratio, how.resample) == ("RGB", (224, 224, 3), 224 / 256, "bilinear")
+    plan = make_plan(TrainConfig(model="resnet18"), digits)
+    preprocess = plan.preprocess
+    assert (preprocess.color, preprocess.shape, preprocess.crop_ratio, preprocess.resample) == (
+        "RGB",
+        (224, 224, 3),
+        224 / 256,
+        "bilinear",
+    )
     assert plan.normalize.mean == (0.485, 0.456, 0.406)
-    assert plan_for(Order(model="swin_t"), digits).preprocess.resample == "bicubic"
-    assert plan_for(Order(model="inception_v3"), digits).preprocess.height == 299
-    assert plan_for(Order(model="resnet18", size=(96, 128)), digits).preprocess.shape == (96, 128, 3)
+    assert make_plan(TrainConfig(model="swin_t"), digits).preprocess.resample == "bicubic"
+    assert make_plan(TrainConfig(model="inception_v3"), digits).preprocess.height == 299
+    assert make_plan(TrainConfig(model="resnet18", size=(96, 128)), digits).preprocess.shape == (96, 128, 3)
 
 
 @pytest.mark.parametrize(
     "order",
     [
-        Order(model="lenet", size=(28, 28)),
-        Order(model="plain-conv3", color="RGB"),
-        Order(model="vit_b_16", size=(96, 96)),
-        Order(model="resnet18", color="L"),
+        TrainConfig(model="lenet", size=(28, 28)),
+        TrainConfig(model="plain-conv3", color="RGB"),
+        TrainConfig(model="vit_b_16", size=(96, 96)),
+        TrainConfig(model="resnet18", color="L"),
     ],
 )
-def test_an_input_that_the_network_does_not_take_is_wrong_usage(digits, order):
-    with pytest.raises(WrongUsage, match="and nothing else"):
-        plan_for(order, digits)
+def test_an_input_that_the_network_does_not_take_is_wrong_usage(digits, config):
+    with pytest.raises(UsageError, match="and nothing else"):
+        make_plan(config, digits)
 
 
-def test_a_fixed_network_takes_pictures_of_any_size_at_its_own(digits):
-    assert plan_for(Order(model="plain-conv3"), digits).preprocess.shape == (28, 28, 1)
-    assert plan_for(Order(model="lenet"), digits).preprocess.shape == (32, 32, 3)
+def test_a_fixed_network_takes_images_of_any_size_at_its_own(digits):
+    assert make_plan(TrainConfig(model="plain-conv3"), digits).preprocess.shape == (28, 28, 1)
+    assert make_plan(TrainConfig(model="lenet"), digits).preprocess.shape == (32, 32, 3)
 
 
 def test_auto_chooses_and_says_why(digits):
-    plan = plan_for(Order(), digits)
+    plan = make_plan(TrainConfig(), digits)
     assert plan.architecture == "small-resnet"
-    assert plan.reason == "chosen for pictures of 8 pixels"
+    assert plan.reason == "chosen for images of 8 pixels"
 
 
-def test_without_pictures_a_network_of_any_size_must_be_told_its_input():
-    with pytest.raises(WrongUsage, match="say --size HxW and --color L or RGB"):
-        input_of(Order(model="small-resnet"), "small-resnet")
+def test_without_images_a_network_of_any_size_must_be_told_its_input():
+    with pytest.raises(UsageError, match="say --size HxW and --color L or RGB"):
+        input_of(TrainConfig(model="small-resnet"), "small-resnet")

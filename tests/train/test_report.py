@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from clf_runtime.spec import Metrics, ModelSpec, Normalize, Preprocess, Provenance
-from clf_train.answers import Float32Array
-from clf_train.charts import percent
-from clf_train.dataset import Int64Array
+from clf_train.data.cache import ArrayPixels
+from clf_train.data.dataset import Int64Array
 from clf_train.history import Epoch, duration
-from clf_train.pixels import HeldPixels
-from clf_train.report import MOST_PICTURES, data_uri, html_from_run, spread
+from clf_train.report.analysis import Float32Array
+from clf_train.report.charts import percent
+from clf_train.report.report import MOST_IMAGES, data_uri, html_from_run, spread
 
 _VOID = frozenset(("meta", "img", "link", "base"))
 
@@ -94,7 +94,7 @@ def a_spec(labels: tuple[str, ...], side: int = 8, color: str = "L") -> ModelSpe
             data="digits",
             data_root=None,
             fingerprint="9f" * 32,
-            held_out=0.2,
+            test_split=0.2,
             seed=7,
             epochs=3,
             state_dict_sha256="ab" * 32,
@@ -120,8 +120,8 @@ def a_history(epochs: int, validation: bool = True) -> list[Epoch]:
     ]
 
 
-def noise(count: int, side: int, channels: int) -> HeldPixels:
-    return HeldPixels(np.random.default_rng(0).integers(0, 256, (count, side, side, channels), dtype=np.uint8))
+def noise(count: int, side: int, channels: int) -> ArrayPixels:
+    return ArrayPixels(np.random.default_rng(0).integers(0, 256, (count, side, side, channels), dtype=np.uint8))
 
 
 def sure(predicted: list[int], confidence: list[float], classes: int) -> Float32Array:
@@ -150,7 +150,7 @@ def a_page(
     return html_from_run(spec, a_history(epochs, validation), pixels, targets, probabilities)
 
 
-# Four pictures of cats, two of dogs, one of a bird. Mistakes at 0.7, 0.9, 0.8.
+# Four images of cats, two of dogs, one of a bird. Mistakes at 0.7, 0.9, 0.8.
 TARGETS = np.array([0, 0, 0, 0, 1, 1, 2])
 PREDICTED = [0, 0, 1, 2, 1, 0, 2]
 CONFIDENCE = [0.95, 0.95, 0.7, 0.9, 0.95, 0.8, 0.95]
@@ -173,14 +173,14 @@ def test_the_page_is_balanced_html_with_one_heading_for_any_classes_and_epochs(
     assert html.startswith("<!doctype html>")
     assert len(page.all("h1")) == 1
     assert [html.attributes["lang"] for html in page.all("html")] == ["en"]
-    assert all(picture.attributes["alt"] for picture in page.all("img"))
+    assert all(image.attributes["alt"] for image in page.all("img"))
 
 
 def test_the_page_names_nothing_outside_itself() -> None:
     html = a_page()
     page = read(html)
     assert not [tag for tag in ("script", "link", "iframe", "object", "base") if page.all(tag)]
-    assert all(picture.attributes["src"].startswith("data:image/") for picture in page.all("img"))
+    assert all(image.attributes["src"].startswith("data:image/") for image in page.all("img"))
     assert not re.search(r"https?://|@import|url\(|srcset|\son[a-z]+=", html)
 
 
@@ -205,7 +205,7 @@ def test_a_label_with_markup_is_shown_as_text() -> None:
     assert "<script" not in html
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert not page.all("script")
-    assert all(picture.attributes["src"].startswith("data:image/") for picture in page.all("img"))
+    assert all(image.attributes["src"].startswith("data:image/") for image in page.all("img"))
     assert page.all("h1")[0].text == "<b>net on <b>data"
     assert "<b>typed" in page.section("provenance").text
 
@@ -214,7 +214,7 @@ def test_the_headline_gives_the_figures_of_the_spec_and_of_the_training(small: E
     figures = {figure.all("dt")[0].text: figure.all("dd", "value")[0].text for figure in small.all("dl")[0].children}
     assert figures == {
         "Accuracy": "97.5 %",
-        "Pictures": "360",
+        "Images": "360",
         "Loss": "0.0912",
         "Calibration error": "1.2 %",
         "Temperature": "1.08",
@@ -256,7 +256,7 @@ def test_the_curves_show_training_against_validation_with_every_value_to_read(sm
 def test_without_a_validation_split_there_is_one_curve_and_the_reason() -> None:
     curves = read(a_page(validation=False)).section("curves")
     assert [len(chart.all("polyline")) for chart in curves.all("figure")] == [1, 1]
-    assert "too few pictures for a validation split" in curves.text
+    assert "too few images for a validation split" in curves.text
 
 
 def test_a_training_that_diverged_still_gets_its_curves() -> None:
@@ -271,7 +271,7 @@ def test_a_training_that_diverged_still_gets_its_curves() -> None:
 def test_a_model_whose_answers_are_not_numbers_still_gets_a_page() -> None:
     probabilities = np.full((30, 3), np.nan, dtype=np.float32)
     page = read(html_from_run(a_spec(("a", "b", "c")), [], noise(30, 8, 1), np.arange(30) % 3, probabilities))
-    assert "confidence 0 to 7 %: 30 pictures" in page.section("reliability").text
+    assert "confidence 0 to 7 %: 30 images" in page.section("reliability").text
 
 
 @pytest.mark.parametrize("value", [0.0, 0.003, 1.0])
@@ -297,11 +297,11 @@ def test_of_many_classes_the_thirty_worst_are_listed_and_the_page_says_so() -> N
     assert "The 30 worst of 31 classes" in section.text
 
 
-def test_a_class_without_a_held_out_picture_is_left_out_and_the_page_says_so() -> None:
+def test_a_class_without_a_held_out_image_is_left_out_and_the_page_says_so() -> None:
     spec = a_spec(("cat", "dog", "bird", "fish"))
     page = read(html_from_run(spec, [], noise(7, 8, 1), TARGETS, sure(PREDICTED, CONFIDENCE, 4)))
     assert len(page.section("classes").all("li")) == 3
-    assert "1 of the 4 classes have no held-out picture" in page.section("classes").text
+    assert "1 of the 4 classes have no held-out image" in page.section("classes").text
     assert [cell.text for cell in page.section("confusion").all("tr")[-1].all("td")] == ["0", "0", "0", "0"]
 
 
@@ -315,7 +315,7 @@ def test_the_confusion_matrix_has_true_rows_and_predicted_columns(small: Element
 
 
 @pytest.mark.parametrize("classes", [20, 21, 40])
-def test_a_confusion_matrix_counts_every_picture_once(classes: int) -> None:
+def test_a_confusion_matrix_counts_every_image_once(classes: int) -> None:
     section = read(a_page(classes=classes, count=3 * classes)).section("confusion")
     cells = [cell for row in section.all("tbody")[0].all("tr") for cell in row.all("td")]
     counted = [int(cell.attributes["title"].split(": ")[1].split()[0]) for cell in cells if "title" in cell.attributes]
@@ -352,20 +352,20 @@ def test_many_classes_without_a_confusion_are_told_so() -> None:
 
 
 def test_an_answer_is_marked_right_or_wrong_by_more_than_colour(small: Element) -> None:
-    captions = [picture.text for picture in small.section("pictures").all("figure")]
+    captions = [image.text for image in small.section("images").all("figure")]
     assert sorted(captions) == sorted(
         ["cat ✓ 95.0 %"] * 2
         + ["dog ✗ 70.0 % is cat", "bird ✗ 90.0 % is cat", "dog ✓ 95.0 %", "cat ✗ 80.0 % is dog", "bird ✓ 95.0 %"]
     )
 
 
-def test_forty_pictures_are_shown_as_many_of_each_class() -> None:
-    pictures = read(a_page(classes=4, count=200)).section("pictures").all("img")
-    shown = [picture.attributes["alt"].removeprefix("A held-out picture of ") for picture in pictures]
+def test_forty_images_are_shown_as_many_of_each_class() -> None:
+    images = read(a_page(classes=4, count=200)).section("images").all("img")
+    shown = [image.attributes["alt"].removeprefix("A held-out image of ") for image in images]
     assert shown == [f"class {number}" for number in range(4) for _ in range(10)]
 
 
-def test_pictures_are_chosen_from_all_over_each_class_and_always_the_same() -> None:
+def test_images_are_chosen_from_all_over_each_class_and_always_the_same() -> None:
     targets = np.repeat([0, 1, 2], [100, 3, 100])
     chosen = spread(targets, 11)
     assert chosen == spread(targets, 11)
@@ -373,12 +373,12 @@ def test_pictures_are_chosen_from_all_over_each_class_and_always_the_same() -> N
     assert chosen == [12, 37, 62, 87, 100, 101, 102, 115, 140, 165, 190]
 
 
-def test_of_more_classes_than_pictures_every_picture_is_of_another_class() -> None:
-    chosen = spread(np.arange(300) % 100, MOST_PICTURES)
-    assert len({index % 100 for index in chosen}) == MOST_PICTURES
+def test_of_more_classes_than_images_every_image_is_of_another_class() -> None:
+    chosen = spread(np.arange(300) % 100, MOST_IMAGES)
+    assert len({index % 100 for index in chosen}) == MOST_IMAGES
 
 
-def test_fewer_pictures_than_asked_for_are_all_shown() -> None:
+def test_fewer_images_than_asked_for_are_all_shown() -> None:
     assert sorted(spread(np.array([1, 0, 1]), 40)) == [0, 1, 2]
 
 
@@ -405,17 +405,17 @@ def test_a_model_without_mistakes_gets_a_friendly_sentence() -> None:
         a_spec(("a", "b", "c")), a_history(1), noise(12, 8, 1), targets, sure(targets.tolist(), [0.9] * 12, 3)
     )
     section = read(html).section("mistakes")
-    assert "There are none: every held-out picture got the right answer." in section.text
+    assert "There are none: every held-out image got the right answer." in section.text
     assert not section.all("img")
 
 
-def test_the_reliability_diagram_counts_every_picture_in_the_bin_of_its_confidence(small: Element) -> None:
+def test_the_reliability_diagram_counts_every_image_in_the_bin_of_its_confidence(small: Element) -> None:
     bins = [title.text for title in small.section("reliability").all("title")]
     assert [text.replace("\u00a0", " ") for text in bins] == [
-        "confidence 67 to 73 %: 1 picture, accuracy 0.0 %, mean confidence 70.0 %",
-        "confidence 80 to 87 %: 1 picture, accuracy 0.0 %, mean confidence 80.0 %",
-        "confidence 87 to 93 %: 1 picture, accuracy 0.0 %, mean confidence 90.0 %",
-        "confidence 93 to 100 %: 4 pictures, accuracy 100.0 %, mean confidence 95.0 %",
+        "confidence 67 to 73 %: 1 image, accuracy 0.0 %, mean confidence 70.0 %",
+        "confidence 80 to 87 %: 1 image, accuracy 0.0 %, mean confidence 80.0 %",
+        "confidence 87 to 93 %: 1 image, accuracy 0.0 %, mean confidence 90.0 %",
+        "confidence 93 to 100 %: 4 images, accuracy 100.0 %, mean confidence 95.0 %",
     ]
 
 
@@ -432,9 +432,9 @@ def test_the_page_says_where_the_model_comes_from_and_what_to_do_next(small: Ele
 
 
 @pytest.mark.parametrize("side", [32, 33, 96, 224])
-def test_the_page_stays_below_a_megabyte_and_a_half_for_the_noisiest_pictures(side: int) -> None:
+def test_the_page_stays_below_a_megabyte_and_a_half_for_the_noisiest_images(side: int) -> None:
     html = a_page(classes=40, count=80, side=side, color="RGB", epochs=300)
-    assert len(read(html).all("img")) == MOST_PICTURES + 20
+    assert len(read(html).all("img")) == MOST_IMAGES + 20
     assert len(html.encode()) < 1_500_000
 
 
@@ -449,15 +449,15 @@ def test_labels_as_long_as_a_book_neither_bloat_the_page_nor_appear_whole() -> N
 @pytest.mark.parametrize(
     ("side", "channels", "kind"), [(8, 1, "png"), (32, 3, "png"), (224, 1, "jpeg"), (96, 3, "jpeg")]
 )
-def test_a_small_picture_keeps_its_every_pixel_and_a_large_one_becomes_a_jpeg(
+def test_a_small_image_keeps_its_every_pixel_and_a_large_one_becomes_a_jpeg(
     side: int, channels: int, kind: str
 ) -> None:
     assert data_uri(noise(1, side, channels)[0]).startswith(f"data:image/{kind};base64,")
 
 
 @pytest.mark.parametrize(("side", "pixelated"), [(8, True), (28, True), (224, False)])
-def test_a_small_picture_is_enlarged_with_its_pixels_visible(side: int, pixelated: bool) -> None:
-    grids = read(a_page(side=side)).all("div", "pictures")
+def test_a_small_image_is_enlarged_with_its_pixels_visible(side: int, pixelated: bool) -> None:
+    grids = read(a_page(side=side)).all("div", "images")
     assert [("pixelated" in grid.attributes["class"].split()) for grid in grids] == [pixelated] * 2
 
 

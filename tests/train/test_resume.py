@@ -28,10 +28,12 @@ def undisturbed(tmp_path_factory) -> Path:
     return folder / "artifacts"
 
 
-def cut_off(folder: Path, *options: str, **how: float) -> bool:
+def cut_off(folder: Path, *options: str, **preprocess: float) -> bool:
     """Train, and be killed on the way; says whether that was before it had ended."""
     folder.mkdir(exist_ok=True)
-    code = Zygote.shared().run([str(BIN / "clf-train"), *OPTIONS, *options], folder, dict(os.environ), **how).code
+    code = (
+        Zygote.shared().run([str(BIN / "clf-train"), *OPTIONS, *options], folder, dict(os.environ), **preprocess).code
+    )
     assert code in (0, -9, -14)
     return code != 0
 
@@ -141,7 +143,7 @@ def test_without_a_whole_checkpoint_it_starts_from_the_beginning_and_says_so(com
             "batch size was 512, is 256; learning rate was 0.1, is 0.3",
         ),
         (("--model", "resnet9"), "model was small-resnet, is resnet9"),
-        (("--held-out", "0.3"), "--held-out was 0.2, is 0.3"),
+        (("--test-split", "0.3"), "--test-split was 0.2, is 0.3"),
     ],
 )
 def test_other_options_are_refused_by_name(command, unfinished, options, said):
@@ -152,7 +154,7 @@ def test_other_options_are_refused_by_name(command, unfinished, options, said):
     assert {path.name for path in unfinished.iterdir()} & CHECKPOINTS
 
 
-def test_changed_pictures_are_refused(command, tmp_path):
+def test_changed_images_are_refused(command, tmp_path):
     from awkward import drawing
 
     for label in "ab":
@@ -166,7 +168,7 @@ def test_changed_pictures_are_refused(command, tmp_path):
         drawing(33, 33).save(path)
     done = command("clf-train", *options, "--resume")
     assert done.code == 3
-    assert "pictures was " in done.err.splitlines()[-1]
+    assert "images was " in done.err.splitlines()[-1]
 
 
 def test_without_space_for_a_checkpoint_the_one_before_is_intact(command, unfinished, undisturbed):

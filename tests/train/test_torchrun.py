@@ -13,16 +13,16 @@ import pytest
 import torch
 from conftest import BIN
 
-from clf_runtime.errors import DataRefused
+from clf_runtime.errors import DataError
 from clf_runtime.spec import Normalize
-from clf_train import trained
-from clf_train.evaluate import logits_of
-from clf_train.fit import Fitting
-from clf_train.networks import LeNet
-from clf_train.order import Order, dataset_for
-from clf_train.pixels import HeldPixels, whole
+from clf_train.config import TrainConfig, load_dataset
+from clf_train.data.cache import ArrayPixels, full_shard
+from clf_train.distributed import ProcessGroup
+from clf_train.engine.evaluate import compute_logits
+from clf_train.engine.trainer import Trainer
+from clf_train.models import saved
+from clf_train.models.networks import LeNet
 from clf_train.recipe import Recipe
-from clf_train.team import Team
 
 TORCHRUN = [BIN / "torchrun", "--standalone", "--no-python", "--nproc-per-node", "2"]
 
@@ -51,8 +51,8 @@ def history(folder: Path) -> list[dict[str, float]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_processes_see_every_picture_once_and_their_figures_are_exact(tmp_path, command):
-    # A rate of nothing: the weights stay, and each figure is a sum over the same pictures, varied the same way.
+def test_two_processes_see_every_image_once_and_their_figures_are_exact(tmp_path, command):
+    # A rate of nothing: the weights stay, and each figure is a sum over the same images, varied the same way.
     options = (
         "--model",
         "plain-conv2-mlp",
@@ -78,10 +78,10 @@ def test_two_processes_see_every_picture_once_and_their_figures_are_exact(tmp_pa
         assert ours["train_accuracy"] == expected["train_accuracy"]
         assert ours["validation_accuracy"] == expected["validation_accuracy"]
         assert ours["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
-    model = trained.load(tmp_path / "artifacts")
-    test = dataset_for(Order()).test
-    pixels = HeldPixels(test.decoded(model.spec.preprocess))
-    logits = logits_of(model.model, pixels, model.spec.normalize, torch.device("cpu"))
+    model = saved.load(tmp_path / "artifacts")
+    test = load_dataset(TrainConfig()).test
+    pixels = ArrayPixels(test.decoded(model.spec.preprocess))
+    logits = compute_logits(model.model, pixels, model.spec.normalize, torch.device("cpu"))
     assert float((logits.argmax(1) == test.targets).mean()) == model.spec.metrics.accuracy
     assert model.spec.metrics.images == len(test)
 
@@ -107,27 +107,27 @@ def test_a_folder_is_shared_out_and_its_faults_are_told_once(tmp_path):
         for number in range(20):
             drawing(20 + number, 20).save(tmp_path / "data" / label / f"{number:02}.png")
     for name in ("a/03.png", "b/04.png"):
-        (tmp_path / "data" / name).write_text("not a picture")
+        (tmp_path / "data" / name).write_text("not an image")
     options = ("--data", "data", "--epochs", 1)
     with torchrun(tmp_path, *options) as process:
         _, err = process.communicate(timeout=200)
     assert process.returncode != 0
-    assert err.count("2 of 40 pictures cannot be read") == 1
-    with torchrun(tmp_path, *options, "--skip-bad") as process:
+    assert err.count("2 of 40 images cannot be read") == 1
+    with torchrun(tmp_path, *options, "--skip-unreadable") as process:
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "right on 8 held-out pictures" in out or "right on 7 held-out pictures" in out
+    assert "right on 8 held-out images" in out or "right on 7 held-out images" in out
     listed = (tmp_path / "artifacts/unreadable.csv").read_text()
-    assert "data/a/03.png,not-a-picture," in listed
-    assert "data/b/04.png,not-a-picture," in listed
+    assert "data/a/03.png,not-an-image," in listed
+    assert "data/b/04.png,not-an-image," in listed
 
 
-def test_too_few_pictures_for_the_processes_are_told(monkeypatch):
-    monkeypatch.setattr(Team, "gathered", lambda self, value: [value, 0])
-    monkeypatch.setattr(Team, "wrapped", lambda self, model: model)
-    part = whole(torch.zeros((2, 32, 32, 3), dtype=torch.uint8).numpy(), torch.arange(2).numpy())
-    with pytest.raises(DataRefused, match="2 pictures in batches of 2 are too few for 2 processes; start fewer"):
-        Fitting(
+def test_too_few_images_for_the_processes_are_told(monkeypatch):
+    monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value: [value, 0])
+    monkeypatch.setattr(ProcessGroup, "wrap_ddp", lambda self, model: model)
+    part = full_shard(torch.zeros((2, 32, 32, 3), dtype=torch.uint8).numpy(), torch.arange(2).numpy())
+    with pytest.raises(DataError, match="2 images in batches of 2 are too few for 2 processes; start fewer"):
+        Trainer(
             LeNet((32, 32, 3), 2), part, part, Recipe(1, 2, 0.1), Normalize((0.5,) * 3, (0.5,) * 3),
-            seed=0, device=torch.device("cpu"), team=Team(0, 2),
+            seed=0, device=torch.device("cpu"), group=ProcessGroup(0, 2),
         )  # fmt: skip

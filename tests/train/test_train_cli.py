@@ -22,8 +22,9 @@ from conftest import BIN
 from PIL import Image
 
 from clf_runtime.spec import ModelSpec
-from clf_train import cli, trained
+from clf_train import cli
 from clf_train.history import Epoch
+from clf_train.models import saved
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -61,7 +62,7 @@ def test_it_writes_a_model_that_any_project_can_open_and_says_where(home, artifa
     said = (home / "trained.txt").read_text()
     metrics = spec.metrics
     assert re.fullmatch(
-        rf"{metrics.accuracy:.2%} right on 359 held-out pictures, calibration error {metrics.calibration_error:.2%} "
+        rf"{metrics.accuracy:.2%} right on 359 held-out images, calibration error {metrics.calibration_error:.2%} "
         r"\(\d+\.\d\d% before the temperature\); artifacts/model.pt, artifacts/report.html; "
         r"next: clf-export --format onnx\n",
         said,
@@ -76,18 +77,18 @@ def test_the_embedded_digits_reach_what_is_promised(artifacts):
 
 
 def test_the_accuracy_in_the_spec_is_that_of_the_state_dict(artifacts):
-    from clf_train.evaluate import logits_of
-    from clf_train.order import Order, dataset_for
-    from clf_train.pixels import HeldPixels
+    from clf_train.config import TrainConfig, load_dataset
+    from clf_train.data.cache import ArrayPixels
+    from clf_train.engine.evaluate import compute_logits
 
-    model = trained.load(artifacts)
-    test = dataset_for(Order()).test
-    pixels = HeldPixels(test.decoded(model.spec.preprocess))
-    logits = logits_of(model.model, pixels, model.spec.normalize, torch.device("cpu"))
+    model = saved.load(artifacts)
+    test = load_dataset(TrainConfig()).test
+    pixels = ArrayPixels(test.decoded(model.spec.preprocess))
+    logits = compute_logits(model.model, pixels, model.spec.normalize, torch.device("cpu"))
     assert float((logits.argmax(1) == test.targets).mean()) == model.spec.metrics.accuracy
 
 
-def test_sixteen_samples_are_held_out_pictures_of_every_class(samples):
+def test_sixteen_samples_are_held_out_images_of_every_class(samples):
     assert len(samples) == 16
     assert {path.name.partition("-")[0] for path in samples} == set("0123456789")
     for path in samples:
@@ -105,7 +106,7 @@ def test_without_a_terminal_progress_is_a_plain_line_per_epoch(command, tmp_path
     done = command("clf-train", "--epochs", 2, "--seed", 3)
     lines = done.err.splitlines()
     assert lines[0].startswith(
-        "small-resnet (chosen for pictures of 8 pixels) on digits: 1,295 pictures to train on, 143 for validation, "
+        "small-resnet (chosen for images of 8 pixels) on digits: 1,295 images to train on, 143 for validation, "
     )
     assert [line.split(":")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
     assert "\r" not in done.err
@@ -114,10 +115,10 @@ def test_without_a_terminal_progress_is_a_plain_line_per_epoch(command, tmp_path
 def test_an_epoch_that_ends_with_a_line_is_told_at_that_lines_speed(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_SECONDS_BETWEEN_LINES", 0)
     with cli.Progress() as progress:
-        progress.fitting("an order", epochs=2, pictures=200, done=0)
+        progress.trainer("an order", epochs=2, images=200, done=0)
         progress.stepped(100)
         progress.epoch(Epoch(1, 0.1, 1.0, 0.5, None, None, 1.0))
-    speeds = re.findall(r"([\d,]+) pictures/s", capsys.readouterr().err)
+    speeds = re.findall(r"([\d,]+) images/s", capsys.readouterr().err)
     assert len(speeds) == 2
     assert speeds[0] == speeds[1] != "0"
 
@@ -136,19 +137,25 @@ def test_a_folder_of_photographs_becomes_a_model(command, pets, tmp_path):
     assert "dög &amp; co" in (tmp_path / "mine/report.html").read_text()
 
 
-def test_a_picture_that_is_held_out_and_trained_on_is_told(command, pets, tmp_path):
+def test_a_image_that_is_held_out_and_trained_on_is_told(command, pets, tmp_path):
     for number in range(12):
         shutil.copy(pets / "cat" / "0.jpg", pets / "cat" / f"copy-{number}.jpg")
     done = command("clf-train", "-d", "pets", "--epochs", 1)
     assert done.code == 0
-    assert "held-out pictures are among those trained on too (cat/" in done.err
+    assert "held-out images are among those trained on too (cat/" in done.err
 
 
 def test_size_colour_and_fit_are_taken_as_asked(command, pets, tmp_path):
-    done = command("clf-train", "-d", pets, "--size", "24x16", "--color", "L", "--fit", "pad", "--epochs", 1)
+    done = command("clf-train", "-d", pets, "--size", "24x16", "--color", "L", "--resize", "pad", "--epochs", 1)
     assert done.code == 0, done.err
-    how = json.loads((tmp_path / "artifacts/model.json").read_text())["preprocess"]
-    assert (how["height"], how["width"], how["color"], how["fit"], how["background"]) == (24, 16, "L", "pad", [255])
+    preprocess = json.loads((tmp_path / "artifacts/model.json").read_text())["preprocess"]
+    assert (
+        preprocess["height"],
+        preprocess["width"],
+        preprocess["color"],
+        preprocess["fit"],
+        preprocess["background"],
+    ) == (24, 16, "L", "pad", [255])
 
 
 def test_models_can_be_listed(command):
@@ -200,7 +207,7 @@ def test_at_a_terminal_there_is_a_bar_and_the_key_for_ctrl_c_works(tmp_path):
     while b"epoch 2/" not in seen:
         seen += os.read(terminal, 1 << 16)
     assert b"\r" in seen
-    assert b"pictures/s" in seen
+    assert b"images/s" in seen
     os.write(terminal, b"\x03")
     with contextlib.suppress(OSError):  # Linux's way of saying that the other end is closed
         while piece := os.read(terminal, 1 << 16):
@@ -250,7 +257,7 @@ def test_without_space_nothing_is_lost_and_nothing_half_is_left(command, finishe
     ("arguments", "code", "said"),
     [
         (("--data", "none"), 3, "none: no such folder, and no data set of this name"),
-        (("--data", "empty"), 3, "empty: it is empty; expected a folder of pictures for each class"),
+        (("--data", "empty"), 3, "empty: it is empty; expected a folder of images for each class"),
         (("--device", "cuda"), 4, "--device cuda: "),
     ],
 )

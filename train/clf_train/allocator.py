@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Have big blocks kept for the next step, where the C library is glibc.
 
     By default it hands them back to the system at the end of every step, and the system clears them anew: of the
-    time of a step on 2 cores a quarter (small-resnet, 256 pictures of 28x28: 5.4 s against 4.1 s for 8,192).
+    time of a step on 2 cores a quarter (small-resnet, 256 images of 28x28: 5.4 s against 4.1 s for 8,192).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

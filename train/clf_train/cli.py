@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import click
 
 from clf_runtime import __version__
-from clf_runtime.command import ARTIFACTS_OPTION, run, say
-from clf_runtime.errors import DataRefused, ModelRefused, WrongUsage
+from clf_runtime.command import ARTIFACTS_OPTION, execute, say
+from clf_runtime.errors import DataError, InvalidModelError, UsageError
 from clf_train.history import duration
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
 
 if TYPE_CHECKING:
-    from clf_runtime.spec import Color, Fit
+    from clf_runtime.spec import Color, ResizeMode
+    from clf_train.config import Cache
     from clf_train.history import Epoch
-    from clf_train.order import Cache
-    from clf_train.training import Outcome
+    from clf_train.training import TrainResult
 
 
 _SECONDS_BETWEEN_LINES = 60  # where there is no bar
@@ -34,15 +34,15 @@ DATA_ROOT_OPTION = click.option(
     show_default=True,
     help="Where data sets by name lie, or are downloaded to.",
 )
-FIT_OPTION = click.option(
-    "--fit",
+RESIZE_OPTION = click.option(
+    "--resize",
     type=click.Choice(["crop", "squash", "pad"]),
     default="crop",
     show_default=True,
-    help="How a picture of another shape becomes the input's shape.",
+    help="How an image of another shape becomes the input's shape.",
 )
-HELD_OUT_OPTION = click.option(
-    "--held-out",
+TEST_SPLIT_OPTION = click.option(
+    "--test-split",
     type=click.FloatRange(0, 0.9, min_open=True),
     default=0.2,
     show_default=True,
@@ -50,7 +50,7 @@ HELD_OUT_OPTION = click.option(
 )
 SEED_OPTION = click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 COLOR_OPTION = click.option(
-    "--color", type=click.Choice(["L", "RGB"]), help="Gray or colour.  [default: the pictures', or the model's]"
+    "--color", type=click.Choice(["L", "RGB"]), help="Gray or colour.  [default: the images', or the model's]"
 )
 
 
@@ -85,7 +85,7 @@ def _list_models(context: click.Context, parameter: click.Parameter, wanted: boo
     + """
 
 \b
-A folder has a folder of pictures for each class, or train/ and test/ (or val/)
+A folder has a folder of images for each class, or train/ and test/ (or val/)
 with those in them. Without a test folder a part is held out, by the seed.
 
 \b
@@ -115,24 +115,26 @@ Exit codes: 0 done, 2 wrong usage, 3 data refused, 4 this machine cannot do it,
 @click.option(
     "--epochs",
     type=click.FloatRange(0, min_open=True),
-    help="Passes over the pictures; 0.5 sees half of them.  [default: the recipe's]",
+    help="Passes over the images; 0.5 sees half of them.  [default: the recipe's]",
 )
-@click.option("--batch-size", type=click.IntRange(2), help="Pictures per step.  [default: the recipe's]")
+@click.option("--batch-size", type=click.IntRange(2), help="Images per step.  [default: the recipe's]")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Its peak.  [default: the recipe's]")
-@click.option("--size", type=Size(), help="Input size in pixels.  [default: the pictures', 64 at most]")
+@click.option("--size", type=Size(), help="Input size in pixels.  [default: the images', 64 at most]")
 @COLOR_OPTION
-@FIT_OPTION
-@HELD_OUT_OPTION
+@RESIZE_OPTION
+@TEST_SPLIT_OPTION
 @SEED_OPTION
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--preview", is_flag=True, help="Check every picture, write preview.html, and train nothing.")
-@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be read; unreadable.csv lists them.")
+@click.option("--preview", is_flag=True, help="Check every image, write preview.html, and train nothing.")
+@click.option(
+    "--skip-unreadable", is_flag=True, help="Leave out images that cannot be read; unreadable.csv lists them."
+)
 @click.option(
     "--cache",
     type=click.Choice(["auto", "memory", "disk", "none"]),
     default="auto",
     show_default=True,
-    help="Where decoded pictures stay while training; none decodes them for each epoch.",
+    help="Where decoded images stay while training; none decodes them for each epoch.",
 )
 @click.option(
     "--checkpoint-every",
@@ -165,30 +167,30 @@ def command(
     learning_rate: float | None,
     size: tuple[int, int] | None,
     color: Color | None,
-    fit: Fit,
-    held_out: float,
+    resize: ResizeMode,
+    test_split: float,
     seed: int,
     device: str,
     preview: bool,
-    skip_bad: bool,
+    skip_unreadable: bool,
     cache: Cache,
     checkpoint_every: float,
     tensorboard: bool,
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Train an image classifier: a data set by name, or a folder with a folder of pictures for each class.
+    """Train an image classifier: a data set by name, or a folder with a folder of images for each class.
 
     Writes model.pt, model.json, history.csv, report.html and samples/ into the artifacts folder.
     """
     from pathlib import Path
 
     from clf_train.allocator import keep_freed_memory
-    from clf_train.order import Order
+    from clf_train.config import TrainConfig
     from clf_train.training import preview as write_preview
     from clf_train.training import train
 
-    order = Order(
+    config = TrainConfig(
         data=data,
         data_root=data_root,
         model=model,
@@ -198,12 +200,12 @@ def command(
         learning_rate=learning_rate,
         size=size,
         color=color,
-        fit=fit,
-        held_out=held_out,
+        resize=resize,
+        test_split=test_split,
         seed=seed,
         device=device,
         cache=cache,
-        skip_bad=skip_bad,
+        skip_unreadable=skip_unreadable,
         overwrite=overwrite,
         resume=resume,
         checkpoint_every=checkpoint_every,
@@ -214,35 +216,35 @@ def command(
     keep_freed_memory()
     with Progress() as progress:
         if preview:
-            click.echo(f"{write_preview(order, folder, progress)}; without --preview the same command trains")
+            click.echo(f"{write_preview(config, folder, progress)}; without --preview the same command trains")
             return
         try:
-            outcome = train(order, folder, progress)
-        except (DataRefused, ModelRefused, WrongUsage) as refusal:
-            if is_first():
+            result = train(config, folder, progress)
+        except (DataError, InvalidModelError, UsageError) as refusal:
+            if is_main():
                 raise
             sys.exit(refusal.exit_code)  # every process found the same; one tells it
-    if is_first():
-        _tell(outcome, artifacts)
+    if is_main():
+        _tell(result, artifacts)
 
 
-def _tell(outcome: Outcome, artifacts: str) -> None:
-    metrics = outcome.spec.metrics
+def _tell(result: TrainResult, artifacts: str) -> None:
+    metrics = result.spec.metrics
     assert metrics is not None
     where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
     click.echo(
-        f"{metrics.accuracy:.2%} right on {metrics.images:,} held-out pictures, calibration error "
-        f"{metrics.calibration_error:.2%} ({outcome.untempered.calibration_error:.2%} before the temperature); "
-        f"{outcome.artifacts / 'model.pt'}, {outcome.artifacts / 'report.html'}; next: clf-export{where} --format onnx"
+        f"{metrics.accuracy:.2%} right on {metrics.images:,} held-out images, calibration error "
+        f"{metrics.calibration_error:.2%} ({result.untempered.calibration_error:.2%} before the temperature); "
+        f"{result.artifacts / 'model.pt'}, {result.artifacts / 'report.html'}; next: clf-export{where} --format onnx"
     )
 
 
 def main() -> NoReturn:
     """Run the command; the entry point."""
-    run(command)
+    execute(command)
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this process is the one that talks: the only one, or torchrun's first."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -252,10 +254,10 @@ class Progress:
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._talks = is_first()
+        self._talks = is_main()
         self._terminal = self._talks and sys.stderr.isatty()
         self._epochs = 0.0
-        self._pictures = 0  # of the whole training
+        self._images = 0  # of the whole training
         self._done = 0
         self._started = 0.0
         self._done_at_start = 0
@@ -269,36 +271,36 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def decoding(self, pictures: int) -> None:
-        """Pictures are about to be decoded."""
-        if pictures:
-            self._open(pictures, "decoding")
+    def decoding(self, images: int) -> None:
+        """Images are about to be decoded."""
+        if images:
+            self._open(images, "decoding")
 
-    def decoded(self, pictures: int) -> None:
-        """So many more pictures were decoded."""
+    def decoded(self, images: int) -> None:
+        """So many more images were decoded."""
         if self._bar is not None:
-            self._bar.update(pictures)
+            self._bar.update(images)
 
-    def fitting(self, order: str, epochs: float, pictures: int, done: int) -> None:
-        """Training begins, of so many pictures, each as often as it is seen; some of them may be done already."""
+    def trainer(self, config: str, epochs: float, images: int, done: int) -> None:
+        """Training begins, of so many images, each as often as it is seen; some of them may be done already."""
         self._close()
-        self._epochs, self._pictures = epochs, pictures
+        self._epochs, self._images = epochs, images
         self._done = self._done_at_start = self._told_at = done
         self._started = self._told = time.monotonic()
-        self._say(order)
-        self._open(pictures, "training", done)
+        self._say(config)
+        self._open(images, "training", done)
 
     def noticed(self, what: str) -> None:
         """Something that the person should know, and that stops nothing."""
         self._say(f"note: {what}")
 
-    def stepped(self, pictures_done: int) -> None:
+    def stepped(self, images_done: int) -> None:
         """One more step was done."""
         if self._bar is not None:
-            self._bar.update(pictures_done - self._done)
-        self._done = pictures_done
+            self._bar.update(images_done - self._done)
+        self._done = images_done
         if self._bar is None and time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES:
-            self._say(f"{self._done / self._pictures:.0%} of the training done, {self._speed()}")
+            self._say(f"{self._done / self._images:.0%} of the training done, {self._speed()}")
 
     def epoch(self, row: Epoch) -> None:
         """An epoch ended."""
@@ -317,10 +319,8 @@ class Progress:
             self._recent = (self._done - self._told_at) / max(now - self._told, 1e-9)
             self._told, self._told_at = now, self._done
         mean = (self._done - self._done_at_start) / max(now - self._started, 1e-9)
-        left = (
-            f", {duration((self._pictures - self._done) / mean)} left" if mean and self._done < self._pictures else ""
-        )
-        return f"{self._recent:,.0f} pictures/s{left}"
+        left = f", {duration((self._images - self._done) / mean)} left" if mean and self._done < self._images else ""
+        return f"{self._recent:,.0f} images/s{left}"
 
     def _say(self, line: str) -> None:
         if self._bar is not None:
@@ -332,7 +332,7 @@ class Progress:
         if self._terminal:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, desc=what, unit=" pictures", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True)
 
     def _close(self) -> None:
         if self._bar is not None:

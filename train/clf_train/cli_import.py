@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from clf_runtime import __version__
-from clf_runtime.command import ARTIFACTS_OPTION, run
-from clf_train.cli import COLOR_OPTION, DATA_ROOT_OPTION, FIT_OPTION, HELD_OUT_OPTION, SEED_OPTION, Size
+from clf_runtime.command import ARTIFACTS_OPTION, execute
+from clf_train.cli import COLOR_OPTION, DATA_ROOT_OPTION, RESIZE_OPTION, SEED_OPTION, TEST_SPLIT_OPTION, Size
 
 if TYPE_CHECKING:
-    from clf_runtime.spec import Color, Fit
+    from clf_runtime.spec import Color, ResizeMode
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
@@ -53,12 +53,12 @@ Exit codes: 0 done, 2 wrong usage, 3 weights or data refused,
 @click.option("--labels", required=True, metavar="A,B,C|FILE", help="In output order; a file has one on each line.")
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: the model's]")
 @COLOR_OPTION
-@FIT_OPTION
+@RESIZE_OPTION
 @click.option("--mean", type=Numbers(), help="Of pixels in 0..1, as in training.  [default: the model's]")
 @click.option("--std", type=Numbers(), help="Likewise.")
-@click.option("--data", "-d", metavar="NAME|DIR", help="Labelled pictures: tells the accuracy, fits the temperature.")
+@click.option("--data", "-d", metavar="NAME|DIR", help="Labelled images: tells the accuracy, fits the temperature.")
 @DATA_ROOT_OPTION
-@HELD_OUT_OPTION
+@TEST_SPLIT_OPTION
 @SEED_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace a finished model.")
 @click.version_option(__version__, prog_name="clf-import")
@@ -69,38 +69,36 @@ def command(
     labels: str,
     size: tuple[int, int] | None,
     color: Color | None,
-    fit: Fit,
+    resize: ResizeMode,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
     data: str | None,
     data_root: str,
-    held_out: float,
+    test_split: float,
     seed: int,
     overwrite: bool,
 ) -> None:
     """Bring in a state_dict that was trained elsewhere, so that clf-export can prove and export it."""
     from pathlib import Path
 
+    from clf_train.config import TrainConfig
     from clf_train.importing import Origin, import_model, labels_from
-    from clf_train.order import Order
 
-    order = Order(
+    config = TrainConfig(
         data=data or "",
         data_root=data_root,
         model=model,
         size=size,
         color=color,
-        fit=fit,
-        held_out=held_out,
+        resize=resize,
+        test_split=test_split,
         seed=seed,
         command=shlex.join(["clf-import", *sys.argv[1:]]),
     )
     origin = Origin(Path(weights), labels_from(labels), mean, std)
     folder = Path(artifacts)
-    spec = import_model(origin, order, folder, with_data=data is not None, overwrite=overwrite)
-    reached = (
-        f"{spec.metrics.accuracy:.2%} right on {spec.metrics.images:,} held-out pictures; " if spec.metrics else ""
-    )
+    spec = import_model(origin, config, folder, with_data=data is not None, overwrite=overwrite)
+    reached = f"{spec.metrics.accuracy:.2%} right on {spec.metrics.images:,} held-out images; " if spec.metrics else ""
     where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
     proof = "" if data is not None else " --data NAME|DIR"
     click.echo(
@@ -110,4 +108,4 @@ def command(
 
 def main() -> NoReturn:
     """Run the command; the entry point."""
-    run(command)
+    execute(command)

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, fields
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training pictures. Losses are in nats, accuracies 0..1."""
+    """One pass over the training images. Losses are in nats, accuracies 0..1."""
 
     epoch: int  # from 1
     learning_rate: float  # at the end of the epoch
     train_loss: float  # mean over the epoch, augmentation and label smoothing included
     train_accuracy: float
-    validation_loss: float | None  # None where there are too few pictures for a validation split
+    validation_loss: float | None  # None where there are too few images for a validation split
     validation_accuracy: float | None
     seconds: float  # of training, validation not counted
 

@@ -13,24 +13,24 @@ import torchvision
 
 import clf_runtime
 from clf_runtime.spec import Provenance
-from clf_train.dataset import Dataset
-from clf_train.order import Order
+from clf_train.config import TrainConfig
+from clf_train.data.dataset import Dataset
 from clf_train.registry import dataset_row
 
 
-def provenance(order: Order, dataset: Dataset | None, epochs: float, weights: bytes) -> Provenance:
-    """Record the order, the held-out pictures of its data set, where there is one, and the state_dict's digest."""
-    row = dataset_row(order.data)
+def provenance(config: TrainConfig, dataset: Dataset | None, epochs: float, weights: bytes) -> Provenance:
+    """Record the order, the held-out images of its data set, where there is one, and the state_dict's digest."""
+    row = dataset_row(config.data)
     return Provenance(
-        data=order.data if dataset else None,
-        data_root=order.data_root if dataset and row is not None and row.source == "download" else None,
+        data=config.data if dataset else None,
+        data_root=config.data_root if dataset and row is not None and row.source == "download" else None,
         fingerprint=dataset.test.fingerprint() if dataset else None,
-        held_out=order.held_out,
-        seed=order.seed,
+        test_split=config.test_split,
+        seed=config.seed,
         epochs=epochs,
         state_dict_sha256=hashlib.sha256(weights).hexdigest(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=order.command,
+        command=config.command,
         versions={
             "clf-edge": clf_runtime.__version__,
             "python": platform.python_version(),

@@ -9,7 +9,7 @@ from clf_runtime.spec import Color
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with Nesterov momentum under a one-cycle schedule, and the augmentation of the pictures."""
+    """SGD with Nesterov momentum under a one-cycle schedule, and the augmentation of the images."""
 
     epochs: float  # a part of one is so many of its batches
     batch_size: int
@@ -17,7 +17,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
-    # Each is the end of a range around no change; a picture's place in it is drawn anew every epoch.
+    # Each is the end of a range around no change; an image's place in it is drawn anew every epoch.
     rotation: float = 0.0  # degrees
     scale: float = 0.0  # share of the size
     shear: float = 0.0  # share of the height
@@ -40,27 +40,27 @@ RECIPES = {
     "cifar10": Recipe(epochs=12, batch_size=256, learning_rate=0.2, shift=0.125, mirror=True),
 }
 
-_PICTURES_SEEN = 300_000  # by a folder's training: 5 epochs of MNIST's size
+_IMAGES_SEEN = 300_000  # by a folder's training: 5 epochs of MNIST's size
 _FEWEST_EPOCHS, _MOST_EPOCHS = 8, 60
 
 
 def for_one_pass(recipe: Recipe) -> Recipe:
-    """Leave pictures where they are: in one pass none comes twice, so there is nothing to learn by heart.
+    """Leave images where they are: in one pass none comes twice, so there is nothing to learn by heart.
 
     tiny-convnet after half an epoch of CIFAR-10: 55.0 % for 52.2 %, and 54.4 % without label smoothing.
     """
     return replace(recipe, rotation=0.0, scale=0.0, shear=0.0, shift=0.0)
 
 
-def recipe_for(name: str, pictures: int, color: Color) -> Recipe:
-    """Give the recipe of a data set by name, or one for a folder with so many pictures to train on."""
+def recipe_for(name: str, images: int, color: Color) -> Recipe:
+    """Give the recipe of a data set by name, or one for a folder with so many images to train on."""
     if name in RECIPES:
         return RECIPES[name]
-    epochs = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_PICTURES_SEEN / max(1, pictures))))
-    # Gray pictures are mostly letters, scans and X-rays, where left is not right.
+    epochs = min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_IMAGES_SEEN / max(1, images))))
+    # Gray images are mostly letters, scans and X-rays, where left is not right.
     return Recipe(
         epochs=epochs,
-        batch_size=min(256, max(8, pictures // 16)),
+        batch_size=min(256, max(8, images // 16)),
         learning_rate=0.1,
         rotation=8,
         scale=0.15,

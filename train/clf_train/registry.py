@@ -10,7 +10,7 @@ from clf_runtime.spec import Color
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A network of ours or of a tutorial; its factory takes a picture's (H, W, C) and the number of classes."""
+    """A network of ours or of a tutorial; its factory takes an image's (H, W, C) and the number of classes."""
 
     name: str
     what: str
@@ -24,7 +24,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A data set by name, with the size and colour that its pictures have."""
+    """A data set by name, with the size and colour that its images have."""
 
     name: str
     what: str
@@ -34,7 +34,7 @@ class DatasetRow:
     source: Literal["embedded", "download"]
 
 
-_NETWORKS = "clf_train.networks"
+_NETWORKS = "clf_train.models.networks"
 _MNIST: tuple[str, int, Color] = ("MNIST", 28, "L")
 _CIFAR: tuple[str, int, Color] = ("CIFAR-10", 32, "RGB")
 

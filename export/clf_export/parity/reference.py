@@ -1,0 +1,119 @@
+"""What the answer should be: eager PyTorch behind torchvision's own transforms.
+
+Nothing here comes from the runtime's preprocessing or from the wrapped graph; that is the point of it.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from torchvision import transforms
+
+from clf_runtime.session import Float32Array
+from clf_runtime.spec import ModelSpec, Preprocess
+
+_BATCH = 250
+_INTERPOLATION = {
+    "bilinear": transforms.InterpolationMode.BILINEAR,
+    "bicubic": transforms.InterpolationMode.BICUBIC,
+}
+
+
+class Reference:
+    """A trained network as its authors would call it."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._model = model
+        self._preprocess = spec.preprocess
+        self._temperature = spec.temperature
+        self._transform = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(spec.normalize.mean, spec.normalize.std)]
+        )
+
+    def images(self, encoded: list[bytes]) -> Tensor:
+        """Decode and transform image files; gives float32 (N, C, H, W)."""
+        return torch.stack([self._transform(self._fitted(_decoded(each, self._preprocess))) for each in encoded])
+
+    def logits(self, encoded: list[bytes]) -> Float32Array:
+        """Classify image files; gives float32 (N, classes)."""
+        with torch.inference_mode():
+            batches = range(0, len(encoded), _BATCH)
+            parts = [self._model(self.images(encoded[at : at + _BATCH])).numpy() for at in batches]
+        return np.concatenate(parts)
+
+    def probabilities(self, logits: Float32Array) -> Float32Array:
+        """Give softmax(logits / temperature), float32 (N, classes)."""
+        scaled = torch.from_numpy(logits) / self._temperature
+        probabilities: Float32Array = torch.softmax(scaled, dim=1).numpy()
+        return probabilities
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        preprocess = self._preprocess
+        interpolation = _INTERPOLATION[preprocess.resample]
+        if preprocess.resize == "squash":
+            return _resized(image, (preprocess.height, preprocess.width), interpolation)
+        if preprocess.resize == "pad":
+            return _padded(image, preprocess, interpolation)
+        height, width = (
+            round(preprocess.height / preprocess.crop_ratio),
+            round(preprocess.width / preprocess.crop_ratio),
+        )
+        scale = max(height / image.height, width / image.width)
+        cover = max(height, int(scale * image.height + 1e-6)), max(width, int(scale * image.width + 1e-6))
+        image = _resized(image, cover, interpolation)
+        cropped: Image.Image = transforms.CenterCrop((preprocess.height, preprocess.width))(image)
+        return cropped
+
+
+def _decoded(encoded: bytes, preprocess: Preprocess) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(encoded))
+    if image.format in ("JPEG", "MPO"):
+        _take_the_decoders_shortcut(image, preprocess)
+    image.load()  # a TIFF is upright once it is loaded
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        return Image.fromarray(np.floor(values * 255 / 65535 + 0.5).astype(np.uint8)).convert(preprocess.color)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        color = (preprocess.background * 3)[:3]
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*color, 255)), image)
+    return image.convert(preprocess.color)
+
+
+def _take_the_decoders_shortcut(image: Image.Image, preprocess: Preprocess) -> None:
+    """Decode a huge JPEG at a fraction, by the rule of docs/artifact-format.md: both sides stay twice as large."""
+    sideways = image.getexif().get(0x0112, 1) >= 5
+    width, height = image.size[::-1] if sideways else image.size
+    scales = preprocess.width / width, preprocess.height / height
+    if preprocess.resize == "squash":
+        needed = (preprocess.width, preprocess.height)
+    else:
+        scale = max(scales) / preprocess.crop_ratio if preprocess.resize == "crop" else min(scales)
+        needed = (max(1, int(scale * width + 1e-6)), max(1, int(scale * height + 1e-6)))
+    if sideways:
+        needed = needed[::-1]
+    image.draft(None, (2 * needed[0], 2 * needed[1]))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], interpolation: transforms.InterpolationMode) -> Image.Image:
+    """Resize to (height, width), the rows first: in one step the order would depend on the release of Pillow."""
+    for step in ((image.height, size[1]), size):
+        image = transforms.Resize(step, interpolation)(image)
+    return image
+
+
+def _padded(image: Image.Image, preprocess: Preprocess, interpolation: transforms.InterpolationMode) -> Image.Image:
+    scale = min(preprocess.width / image.width, preprocess.height / image.height)
+    size = max(1, int(scale * image.height + 1e-6)), max(1, int(scale * image.width + 1e-6))
+    image = _resized(image, size, interpolation)
+    left, top = (preprocess.width - image.width) // 2, (preprocess.height - image.height) // 2
+    right, bottom = preprocess.width - image.width - left, preprocess.height - image.height - top
+    fill = preprocess.background[0] if preprocess.color == "L" else preprocess.background
+    padded: Image.Image = transforms.Pad((left, top, right, bottom), fill=fill)(image)
+    return padded

@@ -19,7 +19,7 @@ from clf_train.cli import command as train_command
 from clf_train.cli_import import command as import_command
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {
     command.name: command for command in (train_command, import_command, export_command, run_command, bench_command)
 }
@@ -34,7 +34,7 @@ def mentions(text: str) -> list[tuple[str, set[str]]]:
     found = []
     for line in text.splitlines():
         for segment in re.split(r"(?=\bclf-(?:train|import|export|run|bench)\b(?! -m))", line):
-            name = re.match(r"(clf-\w+)\b", segment)
+            name = re.match(r"(clf-(?:train|import|export|run|bench))\b", segment)
             if name:
                 code = re.split(r"[|;`&]| && ", segment)[0]
                 found.append((name.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))

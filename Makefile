@@ -55,7 +55,7 @@ test-kills: setup
 
 # The documentation as a site, in site/; a dead link or an unknown name is an error.
 docs: setup
-	mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 bench: artifacts/model.onnx
 	python benchmarks/cold_start.py

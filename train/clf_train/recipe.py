@@ -45,7 +45,7 @@ _MIN_EPOCHS, _MAX_EPOCHS = 8, 60
 
 
 def choose_recipe(name: str, images: int, color: Color) -> Recipe:
-    """Return the recipe of a named data set, or one for a folder with so many training images."""
+    """Return the recipe of a named data set, or one for a folder with this number of training images."""
     if name in RECIPES:
         return RECIPES[name]
     epochs = min(_MAX_EPOCHS, max(_MIN_EPOCHS, round(_IMAGES_SEEN / max(1, images))))

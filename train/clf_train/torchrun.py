@@ -1,4 +1,4 @@
-"""What torchrun tells each process through its environment. Imports nothing heavy, so that the CLI can ask.
+"""What torchrun passes to each process through its environment. Imports nothing heavy, so that the CLI can use it.
 
 Source: https://docs.pytorch.org/docs/stable/elastic/run.html ("Environment Variables"). A process that torchrun did not
 start is the only one.

@@ -150,7 +150,7 @@ class PixelCache:
 
 
 def choose_cache(images: int, shape: tuple[int, int, int], folder: Path) -> PixelCache:
-    """Decide where so many images stay, from the memory and the disk space that are free now."""
+    """Decide where this number of images stays, from the memory and the disk space that are free now."""
     size_bytes = images * int(np.prod(shape)) * torchrun.get_local_world_size()
     if size_bytes <= _MEMORY_SHARE * usable_memory():
         return PixelCache("memory", folder)

@@ -163,7 +163,7 @@ class FileImageSet(ImageSet):
 
 
 def raise_if_unreadable(errors: Sequence[UnreadableImage], images: int, remedy: str = "repair or remove them") -> None:
-    """Raise DataError if any of so many images is unreadable; the message names the first ones."""
+    """Raise DataError if any of a number of images is unreadable; the message names the first ones."""
     if errors:
         shown = "; ".join(f"{error.path}: {error.kind}: {error.message}" for error in errors[:_ERRORS_SHOWN])
         more = f"; and {len(errors) - _ERRORS_SHOWN} more" if len(errors) > _ERRORS_SHOWN else ""

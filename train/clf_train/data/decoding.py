@@ -34,7 +34,7 @@ from clf_train.allocator import keep_freed_memory
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-# Up to so many images, threads: starting the processes takes 0.5 s.
+# Up to this many images are decoded by threads: starting the processes takes 0.5 s.
 _MAX_IMAGES_FOR_THREADS = 512
 _CHUNK = 64  # files per task of a process; smaller chunks cost more than the decoding of small images
 _PREFETCH_BYTES = 256 << 10  # of each file; the system reads ahead by itself once a file is read from its start
@@ -63,7 +63,7 @@ class Decoder:
     """A pool of threads for a few images; for many, of processes, which end with this process in any case."""
 
     def __init__(self, images: int) -> None:
-        """Start a pool for about so many images."""
+        """Start a pool that suits about this number of images."""
         self._workers = max(1, usable_cores() // torchrun.get_local_world_size())
         self._pool: Executor
         if images <= _MAX_IMAGES_FOR_THREADS:

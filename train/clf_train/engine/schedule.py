@@ -23,7 +23,7 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """The steps of the whole run."""
+        """The steps of the complete run."""
         return max(1, round(self.steps_per_epoch * self.recipe.epochs))
 
     def count_images(self, step: int) -> int:
@@ -50,5 +50,5 @@ def one_cycle(step: int, steps: int) -> float:
 
 
 def count_images_in_batch(images: int, batches: int, index: int) -> int:
-    """Return the size of one of the batches that so many images are split into, as by Tensor.tensor_split."""
+    """Return the size of a batch when images are split into equal batches, as by Tensor.tensor_split."""
     return images // batches + (index < images % batches)

@@ -57,7 +57,7 @@ def build_model(architecture: str, shape: Shape, classes: int) -> nn.Module:
 
 
 def build_pretrained(architecture: str, classes: int) -> nn.Module:
-    """Build a network of torchvision with its default weights and a fresh head.
+    """Build a network of torchvision with its default weights and a new head.
 
     torchvision's own loader downloads the weights once and caches them.
 
@@ -95,7 +95,7 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 
 def replace_head(model: nn.Module, classes: int) -> nn.Module:
-    """Replace the head of a torchvision classifier by a fresh one for so many classes."""
+    """Replace the head of a torchvision classifier by a new one for this number of classes."""
     name, last = find_head(model)
     head: nn.Module
     if isinstance(last, nn.Linear):

@@ -175,7 +175,7 @@ def _predict(results: RunResults) -> Predictions:
 def _title(spec: ModelSpec) -> str:
     if spec.provenance is None or spec.provenance.data is None:
         return spec.architecture
-    # The last part of a folder as it was typed on any system; the provenance shows all of it.
+    # The last component of the folder's path, on any system; the provenance shows the complete path.
     data = PureWindowsPath(spec.provenance.data).name or spec.provenance.data
     return f"{spec.architecture} on {_shorten(data)}"
 

@@ -161,6 +161,7 @@ def test_loading_in_threads_loses_nothing_that_another_thread_prints(model):
     code = INCLUDE_CUDA + (
         "import sys, threading\n"
         "from clf_runtime import Classifier, MachineError\n"
+        "sys.setswitchinterval(1e-6)\n"
         "stdout, stderr = sys.stdout, sys.stderr\n"
         "def load():\n"
         "    for device in ['auto', 'cuda', 'cpu'] * 5:\n"
@@ -179,6 +180,25 @@ def test_loading_in_threads_loses_nothing_that_another_thread_prints(model):
     assert total == f"total {len(lines)}"
     assert lines == [str(number) for number in range(len(lines))]
     assert len(lines) > 100
+
+
+def test_another_thread_can_print_while_onnxruntime_prints_what_it_cannot_load(model):
+    code = INCLUDE_CUDA + (
+        "import sys, threading; from clf_runtime import Classifier\n"
+        "is_loading, has_printed = threading.Event(), threading.Event()\n"
+        "def preload_dlls():\n"
+        "    print('Failed to load libcurand.so.10: no such file')\n"
+        "    is_loading.set()\n"
+        "    assert has_printed.wait(60)\n"
+        "onnxruntime.preload_dlls = preload_dlls\n"
+        "thread = threading.Thread(target=Classifier.load, args=[sys.argv[1]])\n"
+        "thread.start()\n"
+        "assert is_loading.wait(60)\n"
+        "print('printed while loading', flush=True)\n"
+        "has_printed.set()\n"
+        "thread.join()\n"
+    )
+    assert run_python(code, model).stdout == "printed while loading\n"
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto", "cuda"])

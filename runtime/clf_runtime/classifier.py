@@ -27,7 +27,7 @@ BATCH_SIZE = 8
 
 
 class Ranking(NamedTuple):
-    """The answer of the model for one image."""
+    """The highest scores of one image."""
 
     class_index: int  # of the highest score
     top: tuple[Score, ...]  # in descending order
@@ -240,16 +240,16 @@ class Classifier:
     ) -> Iterator[tuple[ImageSource, Result]]:
         """Yield each source that `clf_runtime.sources` found with its result, lazily and in order."""
         infer = partial(self._infer, top=top)
-        answers = run_pipeline(iter(sources), infer, self.spec.preprocess, self._workers, batch_size)
-        for source, answer in answers:
-            if isinstance(answer, ImageError):
-                yield source, Failure(source.name, answer.kind, str(answer))
+        outputs = run_pipeline(iter(sources), infer, self.spec.preprocess, self._workers, batch_size)
+        for source, output in outputs:
+            if isinstance(output, ImageError):
+                yield source, Failure(source.name, output.kind, str(output))
             else:
-                yield source, self._prediction(source.name, answer)
+                yield source, self._prediction(source.name, output)
 
-    def _prediction(self, path: str | None, answer: Ranking) -> Prediction:
-        best = answer.top[0]
-        return Prediction(path, best.label, answer.class_index, best.score, answer.top, self._provider)
+    def _prediction(self, path: str | None, ranking: Ranking) -> Prediction:
+        best = ranking.top[0]
+        return Prediction(path, best.label, ranking.class_index, best.score, ranking.top, self._provider)
 
     def _infer(self, pixels: UInt8Array, top: int) -> list[Ranking]:
         """Return the ranking of each image in pixels, (n, height, width, channels)."""

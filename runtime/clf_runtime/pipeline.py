@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Chunk = TypeVar("Chunk")
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Output = TypeVar("Output")
 
 # In progress per thread: one chunk that runs and one that waits, so that no thread idles while results are consumed.
 _CHUNKS_PER_THREAD = 2
@@ -36,32 +36,32 @@ _SMALL_CHUNK = 128  # files that a process decodes at a time
 
 def run_pipeline(
     sources: Iterator[ImageSource],
-    infer: Callable[[UInt8Array], Sequence[Answer]],
+    infer: Callable[[UInt8Array], Sequence[Output]],
     preprocess: Preprocess,
     threads: int,
     batch_size: int,
-) -> Iterator[tuple[ImageSource, Answer | ImageError]]:
-    """Yield each source with its answer, or with the reason why it cannot be decoded, in order.
+) -> Iterator[tuple[ImageSource, Output | ImageError]]:
+    """Yield each source with its output, or with the error that it cannot be decoded, in order.
 
     A thread per core that does all of a chunk's work kept every core busy (0.98 of the limit); threads that decode for
     one that infers reached 0.55 to 0.92. Small images are decoded by as many processes as there are threads.
 
     Args:
         sources: The images; may be infinite.
-        infer: Takes pixels, uint8 (n, height, width, channels) with n up to `batch_size`, and returns n answers. It is
+        infer: Takes pixels, uint8 (n, height, width, channels) with n up to `batch_size`, and returns n outputs. It is
             called from several threads.
         preprocess: The model's preprocessing.
         threads: How many images are in progress at once.
         batch_size: How many images `infer` gets at once.
     """
 
-    def process_chunk(chunk: list[ImageSource], decode: Decode) -> list[tuple[ImageSource, Answer | ImageError]]:
+    def process_chunk(chunk: list[ImageSource], decode: Decode) -> list[tuple[ImageSource, Output | ImageError]]:
         batch = decode([source.content for source in chunk])
         starts = range(0, len(batch.pixels), batch_size)
-        answers = chain.from_iterable(infer(batch.pixels[start : start + batch_size]) for start in starts)
-        # An image that failed has an error at its position; every other one has the next answer.
+        outputs = chain.from_iterable(infer(batch.pixels[start : start + batch_size]) for start in starts)
+        # An image that failed has an error at its position; every other one has the next output.
         return [
-            (source, batch.errors[position] if position in batch.errors else next(answers))
+            (source, batch.errors[position] if position in batch.errors else next(outputs))
             for position, source in enumerate(chunk)
         ]
 

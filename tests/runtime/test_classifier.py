@@ -265,9 +265,9 @@ def test_a_self_test_that_cannot_be_run_is_an_error(model, tmp_path, content, me
 
 def test_a_file_without_a_self_test_is_an_error(model, tmp_path):
     loaded = onnx.load(model)
-    kept = [entry for entry in loaded.metadata_props if entry.key != SELFTEST_KEY]
+    entries = [entry for entry in loaded.metadata_props if entry.key != SELFTEST_KEY]
     del loaded.metadata_props[:]
-    loaded.metadata_props.extend(kept)
+    loaded.metadata_props.extend(entries)
     (tmp_path / "other.onnx").write_bytes(loaded.SerializeToString())
     path = rewritten(tmp_path / "other.onnx", tmp_path / "model.onnx")
     with pytest.raises(InvalidModelError, match=r"it contains no clf\.selftest"):

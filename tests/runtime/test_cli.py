@@ -17,6 +17,7 @@ import pytest
 from conftest import BIN
 from rewriting import rewritten
 
+from clf_runtime.diagnostics.info import Placement
 from clf_runtime.diagnostics.selftest import SelfTest
 from clf_runtime.onnx_file import SELFTEST_KEY, read
 
@@ -259,6 +260,14 @@ def test_info_shows_why_a_model_does_not_run_on_a_device(command, home):
     assert re.search(
         r"^runs on +nothing on this machine: --device cuda: onnxruntime .* does not include cuda", done.out, re.M
     )
+
+
+def test_info_names_the_provider_if_onnxruntime_does_not_report_nodes():
+    # As before onnxruntime 1.24.
+    assert str(Placement("CPUExecutionProvider", None, None)).startswith(
+        "CPUExecutionProvider (nodes are reported since"
+    )
+    assert str(Placement("CPUExecutionProvider", None, "no GPU")).endswith("; no GPU")
 
 
 def test_info_omits_what_is_unknown(command, model, tmp_path):

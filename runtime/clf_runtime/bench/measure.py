@@ -1,4 +1,4 @@
-"""What `clf-bench` measures: whole processes and single images, of several models in turn.
+"""What `clf-bench` measures: complete processes and single images, of several models in turn.
 
 Every figure comes from a separate process. They are started in turn, model after model and round after round, so that
 changes in the machine's speed affect all models alike. This process stays small, because the system counts its memory

@@ -24,7 +24,7 @@ from clf_runtime.spec import Preprocess
 # Marks a folder as ours, so that a later run may replace what an earlier one drew, and nothing else.
 MARKER = ".clf-annotations"
 
-# Small images are enlarged by a whole factor: 8 x 8 pixels are not legible on a screen.
+# Small images are enlarged by an integer factor: 8 x 8 pixels are not legible on a screen.
 _MIN_SIDE = 240
 _MAX_SIDE = 16_384  # the limit of JPEG is 65,535
 _FONT_RATIO = 1 / 18  # of the shorter side

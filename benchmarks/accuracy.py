@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import keep
+from measure import save_result
 
 from clf_runtime import Classifier
 from clf_train.config import DataSource, load_dataset
@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--digits-only", action="store_true")
     arguments = parser.parse_args()
     data = ["digits"] if arguments.digits_only else ["digits", "mnist"]
-    keep("accuracy", [evaluate(name, arguments.data_root) for name in data], ["torch", "torchvision", "onnxruntime"])
+    save_result(
+        "accuracy", [evaluate(name, arguments.data_root) for name in data], ["torch", "torchvision", "onnxruntime"]
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measure import RESULTS, keep, machine
+from measure import RESULTS, machine, save_result
 
 from clf_export.latency import measure_latencies_ms
 from clf_runtime import Classifier
@@ -59,7 +59,7 @@ def main() -> None:
         row = measure(Path(folder))
         print(json.dumps(row), file=sys.stderr, flush=True)
         rows[row["model"], row["machine"]] = row
-    keep("int8", [rows[key] for key in sorted(rows, key=str)], ["torch", "onnx", "onnxruntime", "numpy"])
+    save_result("int8", [rows[key] for key in sorted(rows, key=str)], ["torch", "onnx", "onnxruntime", "numpy"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import RESULTS, keep
+from measure import RESULTS, save_result
 
 from clf_export.exporters.module import ExportModule
 from clf_export.exporters.onnx import onnx_from_program
@@ -147,7 +147,7 @@ def main() -> None:
         print(json.dumps(rows[name], ensure_ascii=False), file=sys.stderr, flush=True)
         gc.collect()
     ordered = [rows[name] for name in sorted(rows)]
-    keep("zoo", ordered, ["torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"])
+    save_result("zoo", ordered, ["torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"])
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def write_record(folder: Path, exported: Sequence[ExportedFile]) -> None:
     path = folder / artifacts.EXPORT
     record = {name: value for name, value in _read_record(path).items() if (folder / name).exists()}
     record |= {file.path.name: file.record() for file in exported}
-    files.write(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    files.atomic_write(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     write_report_section(folder, record)
 
 

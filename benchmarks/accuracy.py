@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import keep
+from measure import save_result
 
 from clf_runtime import Classifier
 from clf_train.config import TrainConfig, load_dataset
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--digits-only", action="store_true")
     asked = parser.parse_args()
     data = ["digits"] if asked.digits_only else ["digits", "mnist"]
-    keep("accuracy", [evaluate(each, asked.data_root) for each in data], ["torch", "torchvision", "onnxruntime"])
+    save_result("accuracy", [evaluate(each, asked.data_root) for each in data], ["torch", "torchvision", "onnxruntime"])
 
 
 if __name__ == "__main__":

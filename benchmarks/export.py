@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import in_turn, keep, table
+from measure import run_in_turn, save_result, summarize
 from PIL import Image
 from torchvision.models import get_model
 
@@ -64,13 +64,15 @@ def measure(name: str) -> list[dict[str, object]]:
             "bare": [sys.executable, str(folder / "bare.py"), name, str(folder / "weights.pt"), str(folder / "m.onnx")],
             "clf-export": [*export, "--data", str(folder / "data")],
         }
-        return [{"network": name, **row} for row in table(in_turn(commands, RUNS), floor="bare")]
+        return [{"network": name, **row} for row in summarize(run_in_turn(commands, RUNS), baseline="bare")]
 
 
 def main() -> None:
     """Measure and keep."""
     names = sys.argv[1:] or ["resnet18", "mobilenet_v3_small"]
-    keep("export", [row for name in names for row in measure(name)], ["torch", "torchvision", "onnx", "onnxscript"])
+    save_result(
+        "export", [row for name in names for row in measure(name)], ["torch", "torchvision", "onnx", "onnxscript"]
+    )
 
 
 if __name__ == "__main__":

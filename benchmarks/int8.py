@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from measure import RESULTS, keep, machine
+from measure import RESULTS, machine, save_result
 
 from clf_export.latency import medians_ms
 from clf_runtime import Classifier
@@ -58,7 +58,7 @@ def main() -> None:
         each = row(Path(folder))
         print(json.dumps(each), file=sys.stderr, flush=True)
         known[each["model"], each["machine"]] = each
-    keep("int8", [known[name] for name in sorted(known, key=str)], ["torch", "onnx", "onnxruntime", "numpy"])
+    save_result("int8", [known[name] for name in sorted(known, key=str)], ["torch", "onnx", "onnxruntime", "numpy"])
 
 
 if __name__ == "__main__":

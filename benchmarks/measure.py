@@ -1,4 +1,4 @@
-"""Whole processes, timed in turn: A B A B …, so that a machine that drifts does so for both."""
+"""Complete processes, measured in turn: A B A B …, so that changes in the machine's speed affect both alike."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
-class Run:
+class ProcessRun:
     """One process, from exec to exit: wall clock, processor time, and the peak of its resident memory."""
 
     seconds: float
@@ -30,53 +30,53 @@ class Run:
     peak_mb: float
 
 
-def run(command: Sequence[str]) -> Run:
-    """Run a command to its end, its output thrown away. Raises RuntimeError if it fails."""
+def run(command: Sequence[str]) -> ProcessRun:
+    """Run a command, without its output. Raises RuntimeError if it fails."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment())
     assert process.stderr is not None
-    complaint = process.stderr.read()
+    stderr = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.stderr.close()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{command}: exit code {process.returncode}: {complaint.decode()}")
+        raise RuntimeError(f"{command}: exit code {process.returncode}: {stderr.decode()}")
     kilobytes = usage.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
-    return Run(seconds, usage.ru_utime + usage.ru_stime, kilobytes / 1024)
+    return ProcessRun(seconds, usage.ru_utime + usage.ru_stime, kilobytes / 1024)
 
 
-def in_turn(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[Run]]:
-    """Run every command once uncounted, then all of them in turn, `runs` times."""
+def run_in_turn(commands: Mapping[str, Sequence[str]], runs: int) -> dict[str, list[ProcessRun]]:
+    """Run every command once as a warm-up, then all of them in turn, `runs` times."""
     for command in commands.values():
         run(command)
-    taken: dict[str, list[Run]] = {name: [] for name in commands}
+    measured: dict[str, list[ProcessRun]] = {name: [] for name in commands}
     for _ in range(runs):
         for name, command in commands.items():
-            taken[name].append(run(command))
-    return taken
+            measured[name].append(run(command))
+    return measured
 
 
-def table(taken: Mapping[str, list[Run]], floor: str) -> list[dict[str, object]]:
-    """Give medians, and the median of the ratios to `floor`, pair by pair."""
+def summarize(measured: Mapping[str, list[ProcessRun]], baseline: str) -> list[dict[str, object]]:
+    """Return medians, and the median of the ratios to `baseline`, pair by pair."""
     rows = []
-    for name, each in taken.items():
-        pairs = list(zip(each, taken[floor], strict=True))
+    for name, runs in measured.items():
+        pairs = list(zip(runs, measured[baseline], strict=True))
         rows.append(
             {
                 "what": name,
-                "seconds": round(statistics.median(one.seconds for one in each), 4),
-                "ratio": round(statistics.median(one.seconds / other.seconds for one, other in pairs), 3),
-                "peak_mb": round(statistics.median(one.peak_mb for one in each), 1),
-                "memory_ratio": round(statistics.median(one.peak_mb / other.peak_mb for one, other in pairs), 3),
-                "runs": len(each),
+                "seconds": round(statistics.median(run.seconds for run in runs), 4),
+                "ratio": round(statistics.median(run.seconds / base.seconds for run, base in pairs), 3),
+                "peak_mb": round(statistics.median(run.peak_mb for run in runs), 1),
+                "memory_ratio": round(statistics.median(run.peak_mb / base.peak_mb for run, base in pairs), 3),
+                "runs": len(runs),
             }
         )
     return rows
 
 
-def keep(name: str, content: object, packages: Sequence[str]) -> None:
-    """Print a result, and write it beside the benchmarks with the machine and the date."""
+def save_result(name: str, content: object, packages: Sequence[str]) -> None:
+    """Print a result, and write it to results/ with the machine, the versions and the date."""
     record = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(),
@@ -90,13 +90,13 @@ def keep(name: str, content: object, packages: Sequence[str]) -> None:
 
 
 def machine() -> str:
-    """Name the processor with its newest instruction sets, and count what this process may use of it."""
+    """Return the processor with its newest instruction sets, and the cores that this process may use."""
     newest = (cpu.instruction_sets() or [])[-2:]
     return f"{cpu.name()} ({', '.join(newest) or platform.machine()}), {usable_cores()} cores, {platform.system()}"
 
 
 def _environment() -> dict[str, str]:
-    # As a user's: with compiled modules, without what this shell sets for itself.
+    # As for a user: with compiled modules, and without settings of this shell.
     return {
         key: value for key, value in os.environ.items() if key not in ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
     }

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from measure import RESULTS, keep
+from measure import RESULTS, save_result
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def main() -> None:
     before = json.loads((RESULTS / "train.json").read_text()) if (RESULTS / "train.json").exists() else {"result": []}
     known = {each["case"]: each for each in [*before["result"], *rows]}
     ordered = [known[case.name] for case in CASES if case.name in known]
-    keep("train", ordered, ["torch", "torchvision", "numpy", "pillow"])
+    save_result("train", ordered, ["torch", "torchvision", "numpy", "pillow"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import RESULTS, keep
+from measure import RESULTS, save_result
 
 from clf_export.exporters.module import ExportModule
 from clf_export.exporters.onnx import onnx_from_program
@@ -142,7 +142,7 @@ def main() -> None:
         print(json.dumps(known[name], ensure_ascii=False), file=sys.stderr, flush=True)
         gc.collect()
     ordered = [known[name] for name in sorted(known)]
-    keep("zoo", ordered, ["torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"])
+    save_result("zoo", ordered, ["torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "numpy"])
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def write_record(folder: Path, module: ExportModule, exported: Sequence[Exported
     path = folder / artifacts.EXPORT
     record = {name: value for name, value in _known(path).items() if (folder / name).exists()}
     record |= {each.path.name: each.record() for each in timed}
-    files.write(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    files.atomic_write(path, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
     write_report_section(folder, record)
     return timed
 

@@ -30,7 +30,7 @@ def write_report_section(folder: Path, record: Mapping[str, Mapping[str, Any]]) 
     path = folder / artifacts.REPORT
     page = _report(path) or templates.get_template("only_exported.html.j2").render(place=EXPORTED_PLACE)
     # A function, since the section may have what is a group reference to a pattern's replacement.
-    files.write(path, _PLACE.sub(lambda _: f"{_BEGIN}\n{section}\n{_END}", page, count=1).encode())
+    files.atomic_write(path, _PLACE.sub(lambda _: f"{_BEGIN}\n{section}\n{_END}", page, count=1).encode())
 
 
 def _report(path: Path) -> str | None:

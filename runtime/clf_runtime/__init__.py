@@ -1,6 +1,11 @@
-"""Run an exported image classifier: one file in, labels out. Needs numpy, Pillow and onnxruntime.
+"""Run an exported image classifier: images in, labels out. Needs numpy, Pillow and onnxruntime.
 
-The public names are resolved on first use, so that importing the package costs nothing.
+The public names are resolved on first use, so importing the package costs nothing.
+
+Examples:
+    >>> from clf_runtime import Classifier  # doctest: +SKIP
+    >>> Classifier.load("model.onnx").predict("img.jpg").label  # doctest: +SKIP
+    '7'
 """
 
 from __future__ import annotations
@@ -21,28 +26,29 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+# Public name → the module that defines it.
+_MODULES = {
     "Classifier": "classifier",
     "ClfError": "errors",
     "DataError": "errors",
     "Failure": "predictions",
-    "MachineError": "errors",
-    "InvalidModelError": "errors",
-    "ModelSpec": "spec",
     "ImageError": "errors",
+    "InvalidModelError": "errors",
+    "MachineError": "errors",
+    "ModelSpec": "spec",
     "Prediction": "predictions",
     "Score": "predictions",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The names inside an artifacts folder: one folder is one model, from training to device."""
+"""The file names in an artifacts folder, which contains one model from training to deployment."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ UNREADABLE = "unreadable.csv"
 PREVIEW = "preview.html"
 TENSORBOARD = "tensorboard"
 
-# What an unfinished training leaves, to go on from.
+# What interrupted training leaves, for --resume.
 UNFINISHED = (CHECKPOINT, PREVIOUS_CHECKPOINT)
 
-# What only a training writes, and an import in its place does not.
+# Written by training only, not by an import.
 OF_TRAINING = (HISTORY, REPORT, UNREADABLE)
 
-# Made from STATE_DICT: gone when that one is replaced, so that nothing answers for a model that is no more.
+# Derived from STATE_DICT, and removed when it is replaced: no file describes a model that no longer exists.
 DERIVED = (ONNX, ONNX_FP16, ONNX_INT8, TORCHSCRIPT, PT2, EXPORT)

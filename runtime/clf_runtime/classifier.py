@@ -1,17 +1,18 @@
-"""The runtime's pipeline: images in, predictions out, in order, with bounded memory."""
+"""The `Classifier`: an exported model that classifies images."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from clf_runtime import onnx_file
-from clf_runtime.decoding import Decode
-from clf_runtime.errors import InvalidModelError
+from clf_runtime.errors import ImageError, InvalidModelError
 from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.pipeline import run_pipeline
@@ -21,14 +22,26 @@ from clf_runtime.session import Float32Array, Session
 from clf_runtime.sources import ImageSource
 from clf_runtime.spec import ModelSpec
 
-# Measured in the design: 8 images a batch is where MobileNetV3-small and ResNet-18 stop getting faster.
+# From 8 images per batch on, MobileNetV3-small and ResNet-18 do not get faster.
 BATCH_SIZE = 8
 
 
-class Classifier:
-    """An exported model, opened on this machine. Its methods may be called from several threads.
+class Ranking(NamedTuple):
+    """The highest scores of one image."""
 
-    It takes its memory until `close`, or until the end of a `with` block.
+    class_index: int  # of the highest score
+    top: tuple[Score, ...]  # in descending order
+
+
+class Classifier:
+    """An exported model, loaded on this machine.
+
+    Create one with `load`. All methods may be called from several threads at once. The memory of the model is freed by
+    `close`, at the end of a `with` block, or with the object.
+
+    Attributes:
+        file: The model file: its path, size, digest and metadata.
+        spec: The description of the model: labels, preprocessing, metrics, provenance.
 
     Examples:
         >>> classifier = Classifier.load("model.onnx", device="cpu")  # doctest: +SKIP
@@ -36,11 +49,21 @@ class Classifier:
         '7'
     """
 
-    def __init__(self, file: OnnxFile, spec: ModelSpec, session: Session, workers: int) -> None:
-        """Use `load` instead."""
+    file: OnnxFile
+    spec: ModelSpec
+
+    def __init__(self, file: OnnxFile, session: Session, workers: int) -> None:
+        """Store an open model. Use `load` to open one.
+
+        Args:
+            file: The model file.
+            session: The session that runs its graph.
+            workers: How many images `predict_files` has in progress at once.
+        """
         self.file = file
-        self.spec = spec
+        self.spec = file.spec
         self._provider = session.provider
+        self._warning = session.warning
         self._open_session: Session | None = session
         self._workers = workers
 
@@ -53,31 +76,47 @@ class Classifier:
         threads: int | None = None,
         workers: int = 1,
     ) -> Classifier:
-        """Open an exported ONNX file, once its digest and its spec are checked.
+        """Load an exported ONNX file, after verifying its digest and its spec.
+
+        Nothing is printed and no global state changes; what the caller may want to know is in `warning`.
 
         Args:
-            model: the file that clf-export made.
-            device: cpu, cuda, cuda:N, or another execution provider of onnxruntime by its short name (openvino,
-                tensorrt …), which must work; or auto, which takes CUDA where it works.
-            threads: cores to use; by default all that this process may use.
-            workers: images under way at once in `predict_files`. 1 gives every core to one image at a
-                time (the shortest wait); as many as threads gives each its own (the most images a second).
+            model: Path of a file that clf-export wrote.
+            device: `"auto"` selects CUDA if it works here and the CPU otherwise. `"cpu"`, `"cuda"`, `"cuda:N"` or the
+                short name of another execution provider of onnxruntime (such as `"openvino"` or `"tensorrt"`) runs
+                there or raises an error; there is no silent fallback.
+            threads: How many cores to use. By default, all that the CPU affinity and the cgroup quota allow.
+            workers: How many images `predict_files` has in progress at once. With 1, one image uses all cores: the
+                lowest latency. With as many as `threads`, each core works on images of its own: the highest throughput.
+
+        Returns:
+            The loaded model.
 
         Raises:
-            InvalidModelError: the file is missing, damaged, foreign, or too new for this onnxruntime.
-            MachineError: the device does not work here.
+            InvalidModelError: The file is missing, damaged, from another tool, or too new for this onnxruntime.
+            MachineError: The device does not work on this machine.
+            ValueError: The device is unknown; also a `ClfError`.
+            OSError: The file cannot be read.
+
+        Examples:
+            >>> fast = Classifier.load("model.onnx", threads=4, workers=4)  # doctest: +SKIP
+            >>> on_gpu = Classifier.load("model.onnx", device="cuda:0")  # doctest: +SKIP
         """
         file = onnx_file.read(Path(model))
-        spec = ModelSpec.from_json(file.metadata[onnx_file.SPEC_KEY], str(model))
         threads = max(1, usable_cores() if threads is None else threads)
         session = Session(file, device, max(1, threads // workers))
-        _refuse_misfit(file, spec, session)
-        return cls(file, spec, session, workers)
+        _check_graph_matches_spec(file, session)
+        return cls(file, session, workers)
 
     @property
     def provider(self) -> str:
-        """The execution provider that runs, by onnxruntime's name."""
+        """onnxruntime's name of the execution provider that runs the model, such as `"CPUExecutionProvider"`."""
         return self._provider
+
+    @property
+    def warning(self) -> str:
+        """Why `device="auto"` selected the CPU although onnxruntime includes CUDA, in one line; otherwise empty."""
+        return self._warning
 
     def __enter__(self) -> Classifier:
         return self
@@ -86,9 +125,9 @@ class Classifier:
         self.close()
 
     def close(self) -> None:
-        """Give the model's memory back, once predictions under way in other threads have ended.
+        """Free the memory of the model when predictions in progress in other threads have finished.
 
-        Any later prediction raises ValueError, as reading from a closed file does.
+        Any later prediction raises ValueError, as reading from a closed file does. Closing twice is allowed.
         """
         self._open_session = None
 
@@ -98,88 +137,143 @@ class Classifier:
             raise ValueError("this Classifier is closed")
         return self._open_session
 
-    @property
-    def warning(self) -> str:
-        """Why `auto` took the CPU although onnxruntime has CUDA built in, in one line; else nothing."""
-        return self._session.warning
-
     def predict(self, image: ImageInput, top: int = 1) -> Prediction:
-        """Classify one image: a path, an image file's bytes, an open file, a PIL image or a uint8 array.
+        """Classify one image.
 
-        Raises ImageError.
+        Args:
+            image: A path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
+                (H, W), (H, W, 1) or (H, W, 3). An array or PIL image of three channels is RGB.
+            top: How many labels `Prediction.top` contains, at most one per class.
+
+        Returns:
+            The prediction.
+
+        Raises:
+            ImageError: The image cannot be read.
+            MachineError: The device fails.
+            ValueError: The classifier is closed.
+
+        Examples:
+            >>> classifier.predict("img.jpg", top=3).top  # doctest: +SKIP
+            (Score(label='7', score=0.99...), Score(label='1', score=0.00...), Score(label='9', score=0.00...))
         """
         pixels = pixels_from_image(image, self.spec.preprocess)
-        return Prediction(_path(image), *next(self._answers(pixels[None], top)), self.provider)
+        return self._prediction(_path(image), self._infer(pixels[None], top)[0])
 
     def predict_batch(
         self, images: Iterable[ImageInput], *, batch_size: int = BATCH_SIZE, top: int = 1
     ) -> list[Result]:
-        """Classify several images of any kind that `predict` takes; one that cannot be read gives a Failure."""
-        given = list(images)
-        named = (ImageSource(_path(each) or "", each) for each in given)
-        results = self.predict_sources(named, batch_size=batch_size, top=top)
-        return [replace(result, path=_path(each)) for each, result in zip(given, results, strict=True)]
+        """Classify several images of any kind that `predict` takes, mixed.
 
-    def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Give logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels)."""
-        return self._session.run(pixels)
+        Args:
+            images: The images.
+            batch_size: How many images the model gets at once.
+            top: How many labels `Prediction.top` contains, at most one per class.
+
+        Returns:
+            One result per image, in order; for an image that cannot be read, a `Failure`.
+
+        Raises:
+            MachineError: The device fails.
+            ValueError: The classifier is closed.
+
+        Examples:
+            >>> results = classifier.predict_batch(["img.jpg", Path("img.jpg").read_bytes()])  # doctest: +SKIP
+            >>> [result.label for result in results]  # doctest: +SKIP
+            ['7', '7']
+        """
+        sources = (ImageSource(_path(image) or "", image) for image in images)
+        pairs = self.predict_sources(sources, batch_size=batch_size, top=top)
+        return [
+            result if isinstance(source.content, (str, os.PathLike)) else replace(result, path=None)
+            for source, result in pairs
+        ]
 
     def predict_files(
         self, paths: Iterable[str | bytes | os.PathLike[str]], *, batch_size: int = BATCH_SIZE, top: int = 1
     ) -> Iterator[Result]:
-        """Classify files lazily, in order. A file that cannot be read gives a Failure in its place.
+        """Classify files lazily, in order, with bounded memory.
 
-        `paths` may be any iterable, endless too; a few chunks of `batch_size` are taken ahead of the results.
+        Args:
+            paths: The files; may be infinite. Only a few chunks of `batch_size` are read ahead of the results.
+            batch_size: How many images the model gets at once.
+            top: How many labels `Prediction.top` contains, at most one per class.
+
+        Yields:
+            One result per file; for a file that cannot be read, a `Failure`.
+
+        Raises:
+            MachineError: The device fails.
+            ValueError: The classifier is closed.
+
+        Examples:
+            >>> for result in classifier.predict_files(["img.jpg", "gone.jpg"]):  # doctest: +SKIP
+            ...     print(result.path, result.kind if isinstance(result, Failure) else result.label)
+            img.jpg 7
+            gone.jpg not-found
         """
-        names = (os.fsdecode(path) for path in paths)
-        return self.predict_sources((ImageSource(name, name) for name in names), batch_size=batch_size, top=top)
+        names = map(os.fsdecode, paths)
+        pairs = self.predict_sources((ImageSource(name, name) for name in names), batch_size=batch_size, top=top)
+        return (result for _, result in pairs)
+
+    def run(self, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
+        """Run the graph on preprocessed pixels.
+
+        Args:
+            pixels: uint8 (N, height, width, channels), in the shape of `spec.preprocess.shape`.
+
+        Returns:
+            Logits and probabilities, each float32 (N, classes).
+
+        Raises:
+            MachineError: The device fails, for example because the batch is too large for its memory.
+            ValueError: The classifier is closed.
+
+        Examples:
+            >>> pixels = np.zeros((1, *classifier.spec.preprocess.shape), np.uint8)  # doctest: +SKIP
+            >>> logits, probabilities = classifier.run(pixels)  # doctest: +SKIP
+        """
+        return self._session.run(pixels)
 
     def predict_sources(
-        self, images: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, top: int = 1
-    ) -> Iterator[Result]:
-        """Classify what `clf_runtime.sources` found, lazily, in order."""
+        self, sources: Iterable[ImageSource], *, batch_size: int = BATCH_SIZE, top: int = 1
+    ) -> Iterator[tuple[ImageSource, Result]]:
+        """Yield each source that `clf_runtime.sources` found with its result, lazily and in order."""
+        infer = partial(self._infer, top=top)
+        outputs = run_pipeline(iter(sources), infer, self.spec.preprocess, self._workers, batch_size)
+        for source, output in outputs:
+            if isinstance(output, ImageError):
+                yield source, Failure(source.name, output.kind, str(output))
+            else:
+                yield source, self._prediction(source.name, output)
 
-        def classify(chunk: list[ImageSource], decode: Decode) -> list[Result]:
-            return self._classified(chunk, decode, batch_size, top)
+    def _prediction(self, path: str | None, ranking: Ranking) -> Prediction:
+        best = ranking.top[0]
+        return Prediction(path, best.label, ranking.class_index, best.score, ranking.top, self._provider)
 
-        return run_pipeline(iter(images), classify, self.spec.preprocess, self._workers, batch_size)
-
-    def _classified(self, chunk: list[ImageSource], decode: Decode, batch_size: int, top: int) -> list[Result]:
-        """Decode a chunk and run what could be decoded; failures keep their places."""
-        pixels, refused = decode([named.source for named in chunk])
-        answers = (
-            answer
-            for start in range(0, len(pixels), batch_size)
-            for answer in self._answers(pixels[start : start + batch_size], top)
-        )
-        return [
-            Failure(named.name, refused[at].kind, str(refused[at]))
-            if at in refused
-            else Prediction(named.name, *next(answers), self.provider)
-            for at, named in enumerate(chunk)
-        ]
-
-    def _answers(self, pixels: UInt8Array, top: int) -> Iterator[tuple[str, int, float, tuple[Score, ...]]]:
-        """Give label, index, probability and the first `top` of each image, (N, H, W, C)."""
+    def _infer(self, pixels: UInt8Array, top: int) -> list[Ranking]:
+        """Return the ranking of each image in pixels, (n, height, width, channels)."""
         _, probabilities = self._session.run(pixels)
         if top == 1:
             best = probabilities.argmax(axis=1)[:, None]
         else:
             best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+        values = np.take_along_axis(probabilities, best, 1)
         labels = self.spec.labels
-        for indices, values in zip(best.tolist(), np.take_along_axis(probabilities, best, 1).tolist(), strict=True):
-            scores = tuple(Score(labels[index], value) for index, value in zip(indices, values, strict=True))
-            yield scores[0].label, indices[0], scores[0].score, scores
+        return [
+            Ranking(row[0], tuple(Score(labels[index], score) for index, score in zip(row, scores, strict=True)))
+            for row, scores in zip(best.tolist(), values.tolist(), strict=True)
+        ]
 
 
 def _path(image: ImageInput) -> str | None:
     return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
 
 
-def _refuse_misfit(file: OnnxFile, spec: ModelSpec, session: Session) -> None:
-    shape, outputs = session.image_shape, session.classes
-    if shape != spec.preprocess.shape or outputs != len(spec.labels):
+def _check_graph_matches_spec(file: OnnxFile, session: Session) -> None:
+    shape, labels = file.spec.preprocess.shape, len(file.spec.labels)
+    if session.image_shape != shape or session.classes != labels:
         raise InvalidModelError(
-            f"{file.path}: refused: its graph takes {shape} and gives {outputs} classes, its spec says "
-            f"{spec.preprocess.shape} and {len(spec.labels)} labels; export it again"
+            f"{file.path}: its graph and its spec disagree (graph: input {session.image_shape}, {session.classes} "
+            f"classes; spec: input {shape}, {labels} labels); export it again"
         )

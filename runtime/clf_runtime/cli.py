@@ -1,6 +1,6 @@
 """`clf-run`: classify images with an exported model. Parses, calls, prints.
 
-Everything heavy is imported inside the command, so that `--help` costs what click costs.
+Heavy modules are imported inside the command, so that `--help` only takes the time to import click.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from clf_runtime.run import RunOptions, RunStatistics
 
-# By default Python looks for garbage 100 times while numpy and onnxruntime are imported: 4 % of one answer's time.
+# By default Python collects garbage 100 times while it imports numpy and onnxruntime: 4 % of the time of one image.
 _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 
@@ -29,8 +29,8 @@ _OBJECTS_BETWEEN_COLLECTIONS = 20_000
 Examples:
   clf-run img.jpg
   clf-run artifacts/samples --top 3
-  clf-run photos -r --format jsonl > answers.jsonl
-  clf-run photos -r --format csv --output answers.csv --resume
+  clf-run photos -r --format jsonl > results.jsonl
+  clf-run photos -r --format csv --output results.csv --resume
   clf-run photos --threshold 0.8 --annotate annotated
   cat img.jpg | clf-run - --model model.onnx
   find photos -name '*.jpg' -print0 | clf-run @-
@@ -38,19 +38,19 @@ Examples:
   clf-run --doctor --model model.onnx --device cuda
 
 \b
-Exit codes: 0 all done, 1 some images failed, 2 wrong usage, 3 model refused,
-4 this machine cannot do it, 130 Ctrl-C.""",
+Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
+4 this machine cannot do it, 130 interrupted.""",
 )
 @click.argument("images", nargs=-1, metavar="IMAGE|DIR|@LIST|-...")
 @ARTIFACTS_OPTION
-@click.option("--model", "-m", metavar="FILE", help="The exported model.  [default: model.onnx in --artifacts]")
-@click.option("--top", "-k", type=click.IntRange(1), default=1, show_default=True, help="How many labels to give.")
+@click.option("--model", "-m", metavar="FILE", help="Exported model.  [default: model.onnx in --artifacts]")
+@click.option("--top", "-k", type=click.IntRange(1), default=1, show_default=True, help="Number of labels per image.")
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
     default=0.0,
     metavar="P",
-    help="Label answers with a score below P as unknown.  [default: none]",
+    help="Replace labels with a score below P by unknown.  [default: none]",
 )
 @click.option(
     "--format",
@@ -58,25 +58,27 @@ Exit codes: 0 all done, 1 some images failed, 2 wrong usage, 3 model refused,
     type=click.Choice(["text", "jsonl", "json", "csv"]),
     default="text",
     show_default=True,
-    help="How answers are written. In text, failures go to stderr; else they keep their place.",
+    help="Output format. In text, failures are printed on stderr; in the others, in their place.",
 )
-@click.option("--output", "-o", metavar="FILE", help="Write to FILE, complete or not at all, instead of stdout.")
-@click.option("--resume", is_flag=True, help="Go on with the --output of a run that was cut off.")
-@click.option("--annotate", metavar="DIR", help="Write the images with their answers drawn on into DIR.")
-@click.option("--recursive", "-r", is_flag=True, help="Look into the folders of a folder too.")
+@click.option("--output", "-o", metavar="FILE", help="Write the results to FILE, atomically, instead of stdout.")
+@click.option("--resume", is_flag=True, help="Resume the --output of an interrupted run.")
+@click.option("--annotate", metavar="DIR", help="Write copies of the images with their labels into DIR.")
+@click.option("--recursive", "-r", is_flag=True, help="Include subfolders.")
 @click.option(
     "--device",
     metavar="auto|cpu|cuda[:N]|NAME",
     default="auto",
     show_default=True,
-    help="What is named works or fails: cuda, or another execution provider of onnxruntime, such as openvino, "
-    "tensorrt, coreml. auto takes CUDA where it works.",
+    help="auto uses CUDA if it works. A named device runs or the command fails: cuda, or another execution provider "
+    "of onnxruntime, such as openvino, tensorrt or coreml.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all that this process may]")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images run at once.")
-@click.option("--self-test", is_flag=True, help="Replay the proof inside the model on this machine.")
-@click.option("--info", is_flag=True, help="Say what the model is, and where it would run here.")
-@click.option("--doctor", is_flag=True, help="Say what this machine has, and what would be wrong with the model here.")
+@click.option("--threads", type=click.IntRange(1), help="Number of cores.  [default: all available to this process]")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Number of images per inference call."
+)
+@click.option("--self-test", is_flag=True, help="Verify on this machine that the model returns the logits of PyTorch.")
+@click.option("--info", is_flag=True, help="Describe the model, and show where its graph runs on this machine.")
+@click.option("--doctor", is_flag=True, help="Check this machine and the model, and show how to fix problems.")
 @click.version_option(__version__, prog_name="clf-run")
 def command(
     images: tuple[str, ...],
@@ -96,9 +98,9 @@ def command(
     info: bool,
     doctor: bool,
 ) -> int:
-    """Classify images: files, folders, lists of them in @LIST, or - for one on stdin.
+    """Classify images: files, folders, lists of them in @LIST, or - for an image on stdin.
 
-    Prints PATH, LABEL and PROBABILITY, separated by tabs, in the order of what was named.
+    Prints path, label and probability, separated by tabs, in the order of the arguments.
     """
     from pathlib import Path
 
@@ -110,12 +112,12 @@ def command(
     if self_test:
         return _print_self_test(path, output_format, device, threads)
     if not images:
-        raise click.UsageError("Nothing to classify: name an image or a folder, or - for stdin.")
+        raise click.UsageError("No images: name an image or a folder, or - for stdin.")
     if resume and output is None:
-        raise click.UsageError("--resume goes on with a file: name it with --output.")
+        raise click.UsageError("--resume needs the file of the interrupted run: name it with --output.")
     from clf_runtime.run import RunOptions
 
-    return _answer(
+    return _classify(
         RunOptions(
             model=path,
             images=images,
@@ -138,7 +140,7 @@ def main() -> NoReturn:
     import gc
 
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
-    execute(command, leave_at_once=True)
+    execute(command, exit_immediately=True)
 
 
 def _print_info(path: Path, output_format: str, device: str) -> int:
@@ -146,20 +148,22 @@ def _print_info(path: Path, output_format: str, device: str) -> int:
     from clf_runtime.diagnostics import info
 
     file = onnx_file.read(path)
-    where = info.here(file, device)
+    placement = info.find_placement(file, device)
     if output_format == "text":
-        click.echo(info.table(file, where))
+        click.echo(info.table(file, placement))
     else:
         import json
 
-        click.echo(json.dumps(info.description(file, where), indent=None if output_format == "jsonl" else 1))
+        click.echo(json.dumps(info.to_dict(file, placement), indent=None if output_format == "jsonl" else 1))
     return EXIT_OK
 
 
 def _print_self_test(path: Path, output_format: str, device: str, threads: int | None) -> int:
     from clf_runtime.classifier import Classifier
     from clf_runtime.diagnostics.selftest import run_self_test
+    from clf_runtime.session import silence_log
 
+    silence_log()
     classifier = Classifier.load(path, device=device, threads=threads)
     if classifier.warning:
         say(f"clf-run: {classifier.warning}")
@@ -174,47 +178,47 @@ def _print_self_test(path: Path, output_format: str, device: str, threads: int |
     return EXIT_OK if result.passed else EXIT_INVALID
 
 
-def _print_doctor(path: Path, asked_for: bool, output_format: str, device: str) -> int:
+def _print_doctor(path: Path, is_named: bool, output_format: str, device: str) -> int:
     from clf_runtime.diagnostics import doctor
 
-    found = doctor.examine(path, asked_for, device)
-    click.echo(doctor.table(found) if output_format == "text" else doctor.as_json(found))
-    return doctor.exit_code(found)
+    findings = doctor.examine(path, is_named, device)
+    click.echo(doctor.table(findings) if output_format == "text" else doctor.to_json(findings))
+    return doctor.exit_code(findings)
 
 
-def _answer(options: RunOptions) -> int:
+def _classify(options: RunOptions) -> int:
     import sys
 
-    from clf_runtime.progress import Terminal
-    from clf_runtime.run import answer
+    from clf_runtime.progress import TerminalCallbacks
+    from clf_runtime.run import Run
+    from clf_runtime.session import silence_log
 
-    # Names are bytes to the system: what is not UTF-8 goes out as it came in.
+    silence_log()
+    # File names are bytes: those that are not UTF-8 are printed unchanged.
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
-    terminal = Terminal(options)
+    callbacks = TerminalCallbacks(options)
     try:
-        statistics = answer(options, _write, terminal)
+        statistics = Run(options, _write, callbacks).execute()
     finally:
-        terminal.clear()
-    say(_summary(statistics))
+        callbacks.clear()
+    say(_summarize(statistics))
     return EXIT_SOME_FAILED if statistics.failures else EXIT_OK
 
 
-def _write(line: str) -> None:
+def _write(text: str) -> None:
     import sys
 
-    sys.stdout.write(line)
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _summary(statistics: RunStatistics) -> str:
-    from clf_runtime.progress import per_second
+def _summarize(statistics: RunStatistics) -> str:
+    from clf_runtime.progress import format_rate
 
-    parts = [
-        f"{statistics.images:,} {'image' if statistics.images == 1 else 'images'}",
-        f"{statistics.failures:,} failed",
-    ]
-    if statistics.before:
-        parts[0] += f" ({statistics.before:,} of them by the run before)"
-    if statistics.images > statistics.before:
-        parts.append(per_second(statistics.rate()))
+    images = f"{statistics.images:,} {'image' if statistics.images == 1 else 'images'}"
+    if statistics.resumed:
+        images += f" ({statistics.resumed:,} by the interrupted run)"
+    parts = [images, f"{statistics.failures:,} failed"]
+    if statistics.images > statistics.resumed:
+        parts.append(format_rate(statistics.rate()))
     return f"clf-run: {', '.join(parts)}, on {statistics.provider}"

@@ -1,4 +1,4 @@
-"""What every command shares: one-line errors, exit codes, signals. The three `cli.py` end in `execute`."""
+"""What all commands share: one-line errors, exit codes, signals. Each `main` ends in `execute`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ARTIFACTS_OPTION = click.option(
     default="artifacts",
     show_default=True,
     show_envvar=True,
-    help="The folder of one model, from training to device.",
+    help="Folder of one model, from training to deployment.",
 )
 
-# Import name → the extra that brings it.
-_EXTRA_OF = {
+# Import name → the extra that installs it.
+_EXTRAS = {
     "torch": "train",
     "torchvision": "train",
     "sklearn": "train",
@@ -47,7 +47,7 @@ _EXTRA_OF = {
     "onnxruntime": "cpu",
 }
 
-# Faults of the machine, not of the input: the same call can succeed elsewhere or after a clean-up.
+# Errors of the machine, not of the input: the same call can succeed elsewhere, or after a clean-up.
 _MACHINE_ERRNOS = {
     errno.EACCES,
     errno.EPERM,
@@ -68,40 +68,42 @@ _MACHINE_ERRNOS = {
 }
 
 
-def execute(command: click.Command, *, leave_at_once: bool = False) -> NoReturn:
-    """Run `command` on `sys.argv` and exit with the code that DESIGN gives to how it went.
+def execute(command: click.Command, *, exit_immediately: bool = False) -> NoReturn:
+    """Run a command on `sys.argv`, and exit with the code that docs/commands.md lists.
 
-    `leave_at_once` spares Python and onnxruntime to take themselves apart, a fifth of the time of one answer: for
-    commands that leave nothing to be done at exit.
+    Args:
+        command: The command.
+        exit_immediately: Skip the shutdown of Python and onnxruntime, which takes a fifth of the time of one image. For
+            commands that leave nothing to be done at exit.
     """
     program = command.name or "clf"
     if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:
         command.main(prog_name=program)  # shell completion; exits
-    signal.signal(signal.SIGTERM, _terminated)
-    # What Pillow warns of, in lines of its own, a record says or does not matter.
+    signal.signal(signal.SIGTERM, _terminate)
+    # What Pillow warns about is in the result of the image, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
-    code = _exit_code(command, program)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be tidied up
-    if leave_at_once:
+    code = _invoke(command, program)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be removed
+    if exit_immediately:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # what was wrong with it is told already
+            with contextlib.suppress(OSError, ValueError):  # an error of the stream was reported already
                 stream.flush()
         os._exit(code)
     sys.exit(code)
 
 
 def say(message: str) -> None:
-    """Tell the person at the terminal; results go to stdout, all else comes here."""
+    """Print a line on stderr. Only results go to stdout."""
     click.echo(message, err=True)
 
 
-def _terminated(signum: int, frame: object) -> NoReturn:
-    # As an exception, so that temporary files are removed on the way out.
+def _terminate(signum: int, frame: object) -> NoReturn:
+    # An exception, so that temporary files are removed.
     raise SystemExit(EXIT_TERMINATED)
 
 
-def _exit_code(command: click.Command, program: str) -> int:
-    # Not command.main(): that one answers a closed pipe with exit code 1.
+def _invoke(command: click.Command, program: str) -> int:
+    # Not command.main(), which exits with 1 if the output pipe is closed.
     try:
         with command.make_context(program, sys.argv[1:]) as context:
             code = command.invoke(context)
@@ -113,10 +115,11 @@ def _exit_code(command: click.Command, program: str) -> int:
         wrong_usage.show()
         return wrong_usage.exit_code
     except (KeyboardInterrupt, click.Abort) as interrupt:
-        say(f"{program}: interrupted{_detail(interrupt)}")
+        detail = f"; {interrupt}" if str(interrupt) else ""
+        say(f"{program}: interrupted{detail}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough. What is still buffered must not complain at shutdown.
+        # The reader needs no more. What is still buffered must not cause an error at shutdown.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
@@ -125,28 +128,25 @@ def _exit_code(command: click.Command, program: str) -> int:
 
 
 def _report(error: Exception, program: str) -> int:
+    """Print an error, and return the exit code."""
     if isinstance(error, ClfError):
         say(f"{program}: {error}")
         return error.exit_code
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRA_OF:
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
         package = (error.name or "").partition(".")[0]
-        extra = "export" if program == "clf-export" and _EXTRA_OF[package] != "cpu" else _EXTRA_OF[package]
+        extra = "export" if program == "clf-export" and _EXTRAS[package] != "cpu" else _EXTRAS[package]
         alternative = " (or clf-edge[gpu] for CUDA)" if extra == "cpu" else ""
         say(f'{program}: {package} is not installed; pip install "clf-edge[{extra}]"{alternative}')
         return EXIT_MACHINE
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
-        where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        say(f"{program}: {where}{(error.strerror or str(error)).lower()}; what was there before is still there")
+        file = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        say(f"{program}: {file}{(error.strerror or str(error)).lower()}; existing files are unchanged")
         return EXIT_MACHINE
     if isinstance(error, MemoryError):
-        say(f"{program}: out of memory; what was there before is still there")
+        say(f"{program}: out of memory; existing files are unchanged")
         return EXIT_MACHINE
     import traceback
 
     traceback.print_exception(error)
-    say(f"{program}: this is a bug of clf-edge; please report it with the lines above")
+    say(f"{program}: this is a bug in clf-edge; please report it with the lines above")
     return EXIT_BUG
-
-
-def _detail(interrupt: BaseException) -> str:
-    return f"; {interrupt}" if str(interrupt) else ""

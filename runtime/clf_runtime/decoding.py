@@ -1,7 +1,7 @@
-"""From image files to one batch of pixels: in the thread that asks, or in processes made for small images.
+"""From image files to one batch of pixels: in the calling thread, or in processes that are started for small images.
 
-Decoding a small image is mostly Python, of which a process runs one thread at a time: on 2 cores, with 10,000 MNIST
-files and a tiny network, two threads reached 0.25 of what the processor allows, two processes 0.79.
+Decoding a small image is mostly Python code, of which a process runs one thread at a time. On 2 cores, with 10,000
+MNIST files and a tiny network, two threads reached 0.25 of what the processor allows, and two processes 0.79.
 """
 
 from __future__ import annotations
@@ -15,115 +15,119 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from clf_runtime.errors import ImageError
-from clf_runtime.preprocess import ImageInput, UInt8Array, pixels_from_image
+from clf_runtime.preprocess import UInt8Array, pixels_from_image
+from clf_runtime.sources import Content
 from clf_runtime.spec import Preprocess
 
-Content = ImageInput | ImageError
 
-# The pixels of those that could be decoded, (n, H, W, C) in order, and what is wrong with the others, by position.
-DecodedBatch = tuple[UInt8Array, dict[int, ImageError]]
+class DecodedBatch(NamedTuple):
+    """The images that could be decoded, in order, and what is wrong with the others."""
+
+    pixels: UInt8Array  # (n, height, width, channels)
+    errors: dict[int, ImageError]  # by position among all images
+
+
 Decode = Callable[[Sequence[Content]], DecodedBatch]
 
 
-def decode_batch(sources: Sequence[Content], preprocess: Preprocess) -> DecodedBatch:
-    """Decode some images into one array."""
-    pixels = np.empty((len(sources), *preprocess.shape), np.uint8)
-    refused: dict[int, ImageError] = {}
-    for position, source in enumerate(sources):
+def decode_batch(contents: Sequence[Content], preprocess: Preprocess) -> DecodedBatch:
+    """Decode several images into one array."""
+    pixels = np.empty((len(contents), *preprocess.shape), np.uint8)
+    errors: dict[int, ImageError] = {}
+    for position, content in enumerate(contents):
         try:
-            if isinstance(source, ImageError):
-                raise source
-            pixels[position - len(refused)] = pixels_from_image(source, preprocess)
-        except ImageError as refusal:
-            refused[position] = refusal
-    return pixels[: len(sources) - len(refused)], refused
+            if isinstance(content, ImageError):
+                raise content
+            pixels[position - len(errors)] = pixels_from_image(content, preprocess)
+        except ImageError as error:
+            errors[position] = error
+    return DecodedBatch(pixels[: len(contents) - len(errors)], errors)
 
 
 class DecoderPool:
-    """Processes that decode, as many at once as there are of them. Safe to call from several threads."""
+    """Processes that decode, as many batches at once as there are processes. Safe to call from several threads."""
 
     def __init__(self, count: int, preprocess: Preprocess) -> None:
-        """Start `count` processes. They end with `close`, or when this process ends in whatever way."""
+        """Store how many processes `__enter__` starts."""
+        self._count = count
         self._preprocess = preprocess
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._all: list[_Process] = []
-        with contextlib.suppress(OSError):  # this machine lets us have no more of them
-            for _ in range(count):
-                self._all.append(_Process(preprocess, self._all))
-                self._idle.put(self._all[-1])
 
     def __enter__(self) -> DecoderPool:
+        """Start the processes. They end with the context, or when this process ends for whatever reason."""
+        with contextlib.suppress(OSError):  # no more processes are allowed here; fewer do the work, or none
+            for _ in range(self._count):
+                self._all.append(_Process(self._preprocess, self._all))
+                self._idle.put(self._all[-1])
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __call__(self, sources: Sequence[Content]) -> DecodedBatch:
-        """Decode some images into one array, in the next process that is free."""
-        if not self._all:
-            return decode_batch(sources, self._preprocess)
-        process = self._idle.get()
-        try:
-            return process.decode_batch(sources)
-        except (OSError, EOFError, pickle.UnpicklingError):
-            # It was ended from outside, for want of memory most likely. This one lives, and can do it too.
-            return decode_batch(sources, self._preprocess)
-        finally:
-            self._idle.put(process)
-
-    def close(self) -> None:
-        """End the processes, and wait until they have ended."""
         for process in self._all:
             process.close()
 
+    def __call__(self, contents: Sequence[Content]) -> DecodedBatch:
+        """Decode several images into one array, in the next idle process."""
+        if not self._all:
+            return decode_batch(contents, self._preprocess)
+        process = self._idle.get()
+        try:
+            return process.decode_batch(contents)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            # Something ended the process, most likely a lack of memory. This process can decode too.
+            return decode_batch(contents, self._preprocess)
+        finally:
+            self._idle.put(process)
+
 
 def can_fork() -> bool:
-    """Say whether processes can be forked here: on Linux, while no other thread of Python's may hold a lock."""
+    """Return whether processes can be forked: on Linux, while no other Python thread may hold a lock."""
     return sys.platform == "linux" and threading.active_count() == 1
 
 
 class _Process:
-    """One forked process, and the two pipes to it."""
+    """One forked process and the two pipes to it."""
 
-    def __init__(self, preprocess: Preprocess, before: Sequence[_Process]) -> None:
-        requests, self._requests = _pipe()
-        self._answers, answers = _pipe()
-        with requests, answers:  # the new process keeps its own
+    def __init__(self, preprocess: Preprocess, earlier: Sequence[_Process]) -> None:
+        requests, self._requests = _open_pipe()
+        self._replies, replies = _open_pipe()
+        with requests, replies:  # the forked process has its own copies
             try:
-                self._id = _forked(lambda: _serve(requests, answers, preprocess, (*before, self)))
+                self._id = _fork(lambda: _serve(requests, replies, preprocess, (*earlier, self)))
             except OSError:
                 self.close_pipes()
                 raise
 
-    def decode_batch(self, sources: Sequence[Content]) -> DecodedBatch:
-        pickle.dump(sources, self._requests, pickle.HIGHEST_PROTOCOL)
+    def decode_batch(self, contents: Sequence[Content]) -> DecodedBatch:
+        pickle.dump(contents, self._requests, pickle.HIGHEST_PROTOCOL)
         self._requests.flush()
-        answer: DecodedBatch = pickle.load(self._answers)
-        return answer
+        batch: DecodedBatch = pickle.load(self._replies)
+        return batch
 
     def close(self) -> None:
+        """End the process, and wait until it has ended."""
         self.close_pipes()
         os.waitpid(self._id, 0)
 
     def close_pipes(self) -> None:
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError):  # what was to be written reaches nobody
+        for pipe in (self._requests, self._replies):
+            with contextlib.suppress(OSError):  # buffered bytes have no reader any more
                 pipe.close()
 
 
-def _forked(work: Callable[[], None]) -> int:
-    """Do `work` in a process of its own, and give its number. Raises OSError."""
-    us = os.getpid()
-    # Ctrl-C is the first process's to answer, from the first moment on.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _fork(work: Callable[[], None]) -> int:
+    """Run `work` in a forked process and return its process id. Raises OSError."""
+    parent = os.getpid()
+    # Only the first process reacts to Ctrl-C, from the moment of the fork on.
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with warnings.catch_warnings():
-            # Python 3.12 warns of numpy's threads, which wait for matrices that nobody multiplies here.
+            # Python 3.12 warns about numpy's threads; they are idle, because nobody multiplies matrices here.
             warnings.simplefilter("ignore", DeprecationWarning)
             process = os.fork()
         if process == 0:
@@ -132,20 +136,20 @@ def _forked(work: Callable[[], None]) -> int:
             work()
         return process
     finally:
-        if os.getpid() != us:
+        if os.getpid() != parent:
             os._exit(0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
-def _pipe() -> tuple[BinaryIO, BinaryIO]:
-    reading, writing = os.pipe()
-    return os.fdopen(reading, "rb"), os.fdopen(writing, "wb")
+def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
+    reading_end, writing_end = os.pipe()
+    return os.fdopen(reading_end, "rb"), os.fdopen(writing_end, "wb")
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO, preprocess: Preprocess, ends: Iterable[_Process]) -> None:
-    """In a forked process: answer until nobody asks any more."""
-    for process in ends:  # with a copy of them, nobody would see that the first process has ended
+def _serve(requests: BinaryIO, replies: BinaryIO, preprocess: Preprocess, others: Iterable[_Process]) -> None:
+    """In a forked process: decode until the pipe of requests is closed."""
+    for process in others:  # with a copy of these ends, no forked process would notice that the first one has ended
         process.close_pipes()
     while True:
-        pickle.dump(decode_batch(pickle.load(requests), preprocess), answers, pickle.HIGHEST_PROTOCOL)
-        answers.flush()
+        pickle.dump(decode_batch(pickle.load(requests), preprocess), replies, pickle.HIGHEST_PROTOCOL)
+        replies.flush()

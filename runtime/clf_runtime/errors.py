@@ -1,6 +1,6 @@
-"""The faults that are not ours, each with the exit code that the commands end with.
+"""Exceptions with the exit code of each, and the kinds of image errors.
 
-A message is one line: what, which file, what was found, what was expected, what to do.
+A message is one line: the file, what is wrong (found, expected), and what to do.
 """
 
 from __future__ import annotations
@@ -16,58 +16,75 @@ EXIT_TERMINATED = 143
 
 
 class ClfError(Exception):
-    """A fault that the user can mend; `exit_code` is what a command ends with."""
+    """Base class of all exceptions that clf-edge raises on purpose.
+
+    The message is one line, meant for a user: the file, what is wrong, and what to do.
+
+    Attributes:
+        exit_code: The exit code of a command that ends with this exception.
+    """
 
     exit_code = EXIT_BUG
 
 
 class UsageError(ClfError, ValueError):
-    """Options that contradict each other, or the model."""
+    """Options that contradict each other or the model. Exit code 2."""
 
     exit_code = EXIT_USAGE
 
 
 class InvalidModelError(ClfError, ValueError):
-    """The model is damaged, foreign, newer than this reader, or fails its proof."""
+    """The model file is missing, damaged, from another tool, too new, or does not match its spec. Exit code 3."""
 
     exit_code = EXIT_INVALID
 
 
 class DataError(ClfError, ValueError):
-    """The images cannot be trained on, or are not those that the model was trained on."""
+    """The data cannot be used, or is not the data that an earlier step used. Exit code 3."""
 
     exit_code = EXIT_INVALID
 
 
 class MachineError(ClfError, RuntimeError):
-    """This machine cannot do it: no CUDA, a missing package, no space, no permission."""
+    """This machine cannot do it: a device that does not work, a missing package, no space. Exit code 4."""
 
     exit_code = EXIT_MACHINE
 
 
 class ImageError(ClfError, ValueError):
-    """One image cannot be read; `kind` is one of the words in `IMAGE_FAULTS`."""
+    """One image cannot be read. Exit code 1.
+
+    Attributes:
+        kind: One of the keys of `IMAGE_ERROR_KINDS`: `"not-found"`, `"no-permission"`, `"not-a-file"`, `"empty"`,
+            `"not-an-image"`, `"unsupported"`, `"too-large"`, `"damaged"` or `"unreadable"`.
+    """
 
     exit_code = EXIT_SOME_FAILED
 
     def __init__(self, kind: str, message: str) -> None:
+        """Store `kind` beside the message.
+
+        Args:
+            kind: A key of `IMAGE_ERROR_KINDS`.
+            message: What is wrong with the image, in one line without its name.
+        """
         super().__init__(message)
         self.kind = kind
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
-        # It comes from processes that decode.
+        # Decoder processes send it to the process that started them.
         return type(self), (self.kind, str(self))
 
 
-# kind → what it means; records in jsonl, json and csv carry the kind.
+# Kind → meaning. Results in jsonl, json and csv contain the kind.
 IMAGE_ERROR_KINDS = {
-    "not-found": "nothing has this name",
-    "no-permission": "this user may not read it",
-    "not-a-file": "a device, a pipe or a socket, not a file",
+    "not-found": "no file has this name",
+    "no-permission": "this user may not read the file",
+    "not-a-file": "a device, pipe or socket, not a regular file",
     "empty": "a file of zero bytes, or a folder without images",
-    "not-an-image": "the first bytes are those of no supported image format",
-    "unsupported": "an image, but of a kind that has no defined reading (float pixels, more than 16 bits)",
-    "too-large": "more pixels than an image is allowed to have",
-    "damaged": "starts like an image, but cannot be decoded to its end",
-    "unreadable": "the file system failed to deliver it",
+    "not-an-image": "the first bytes match no supported image format",
+    "unsupported": "an image with no defined interpretation (floating-point pixels, more than 16 bits)",
+    "too-large": "more pixels than the limit allows",
+    "damaged": "the file starts like an image but cannot be decoded to its end",
+    "unreadable": "the file system failed to deliver the content",
 }

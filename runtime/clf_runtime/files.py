@@ -1,4 +1,4 @@
-"""Files that appear under their name complete, or not at all."""
+"""Atomic writes: a file or a folder appears under its name complete, or not at all."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary file name beside `path`; what is written there becomes `path` when the block ends.
+    """Yield a temporary path beside `path`; what is written there becomes `path` when the block ends.
 
-    Whatever `path` held before stays until then, and for good when the block raises. Raises OSError.
+    An existing file stays until then, and stays for good if the block raises. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with _naming(path):
+        with _adding_filename(path):
             yield temporary
             sync(temporary)
             temporary.replace(path)
@@ -27,29 +27,34 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, complete or not at all. Raises OSError."""
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically. Raises OSError."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iterator[Path]:
-    """Give an empty temporary folder inside `folder`; its entries become `folder`'s when the block ends.
+    """Yield an empty temporary folder inside `folder`; its entries are moved to `folder` when the block ends.
 
-    `last` is the name whose presence says that all the others are there: the old one goes first, the new
-    one comes last, so a folder that has it is whole at every moment. `obsolete` names what a former
-    content left and the new one does not have. Raises OSError.
+    Args:
+        folder: The folder; created if it does not exist.
+        last: The entry whose presence means that all others are complete: the old one is removed first, and the new one
+            is moved last.
+        obsolete: Entries of the earlier content to remove.
+
+    Raises:
+        OSError: `folder` is a file, or something cannot be written.
     """
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "it is a file; expected a folder, or nothing yet", str(folder))
-    new = not folder.exists()
+        raise NotADirectoryError(errno.ENOTDIR, "this is a file; expected a folder or an unused name", str(folder))
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    _remove_abandoned(folder)
     staging = folder / f".staging.{os.getpid()}"
     try:
         staging.mkdir()
-        with _naming(folder):
+        with _adding_filename(folder):
             yield staging
         for entry in sorted(staging.rglob("*")):
             sync(entry)
@@ -61,26 +66,26 @@ def atomic_folder(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iterato
         sync(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        if new:
-            with contextlib.suppress(OSError):  # it is not empty: all went well
+        if is_new:
+            with contextlib.suppress(OSError):  # not empty: it was written
                 folder.rmdir()
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what processes left that were killed."""
-    for left in folder.glob(".staging.*"):
-        number = left.name.rpartition(".")[2]
-        if number.isdigit() and not _is_running(int(number)):
-            shutil.rmtree(left, ignore_errors=True)
-    for left in folder.glob(".*.tmp"):
-        number = left.name.split(".")[-2]
-        if number.isdigit() and not _is_running(int(number)):
-            left.unlink(missing_ok=True)
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed."""
+    for abandoned in folder.glob(".staging.*"):
+        process_id = abandoned.name.rpartition(".")[2]
+        if process_id.isdigit() and not _is_running(int(process_id)):
+            shutil.rmtree(abandoned, ignore_errors=True)
+    for abandoned in folder.glob(".*.tmp"):
+        process_id = abandoned.name.split(".")[-2]
+        if process_id.isdigit() and not _is_running(int(process_id)):
+            abandoned.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def _is_running(process_id: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(process_id, 0)
     except ProcessLookupError:
         return False
     except OSError:
@@ -89,8 +94,8 @@ def _is_running(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """A full disk is told by a write, which does not say of which file."""
+def _adding_filename(path: Path) -> Iterator[None]:
+    """Add the file name to an OSError that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -100,9 +105,9 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Have the operating system put a file or a folder on disk before anything refers to it."""
+    """Flush a file or a folder to disk, before anything refers to it. Raises OSError."""
     if os.name == "nt" and path.is_dir():
-        return  # Windows has no handle to flush for a folder
+        return  # Windows cannot flush a folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

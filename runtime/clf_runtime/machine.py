@@ -1,4 +1,4 @@
-"""What this process may use of the machine: a container's share, not the host's cores."""
+"""The cores and the memory that this process may use: those of its container, not of the host."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from pathlib import Path
 
 
 def usable_cores(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Count the cores that the affinity mask and the cgroup quota leave to this process, at least 1.
+    """Return the number of cores that the affinity mask and the cgroup quota allow, at least 1.
 
-    A fraction is rounded down: a pool that is throttled stalls all of its threads.
+    A fraction is rounded down, because throttling a pool stalls all of its threads.
     """
-    return max(1, int(min(shares(proc, cgroups))))
+    return max(1, int(min(core_limits(proc, cgroups))))
 
 
-def shares(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[int, float]:
-    """Give the cores of the affinity mask, and those of the cgroup quota: infinitely many where there is none."""
+def core_limits(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[int, float]:
+    """Return the cores of the affinity mask and of the cgroup quota, which is infinity if there is none."""
     return _affinity(), _quota(proc, cgroups)
 
 
 def usable_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Count the bytes that this process can still take: what the system has to give, and what its cgroups allow.
+    """Return the bytes that this process can still allocate: what the system has available and its cgroups allow.
 
-    Where neither is told (not Linux), a quarter of what the machine has, or 2 GiB.
+    If neither is known (not Linux), it is a quarter of the machine's memory, or 2 GiB.
     """
-    available = [_available(proc), *_allowances(proc, cgroups)]
-    known = [each for each in available if each is not None]
-    return max(0, min(known)) if known else _quarter_of_all()
+    available = [_available(proc), *_remaining_in_cgroups(proc, cgroups)]
+    known = [size_bytes for size_bytes in available if size_bytes is not None]
+    return max(0, min(known)) if known else _quarter_of_total()
 
 
 def _available(proc: Path) -> int | None:
@@ -36,18 +36,18 @@ def _available(proc: Path) -> int | None:
     return None
 
 
-def _allowances(proc: Path, cgroups: Path) -> list[int]:
-    """What is left of each limit, cgroup v2 `memory.max` or v1 `memory.limit_in_bytes`, parents included."""
-    left = []
+def _remaining_in_cgroups(proc: Path, cgroups: Path) -> list[int]:
+    """Return what remains of each limit: cgroup v2 `memory.max`, v1 `memory.limit_in_bytes`, with all parents."""
+    remaining = []
     for folder in _cgroup_folders(proc, cgroups, "memory"):
         for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            most, used = _read(folder / limit), _read(folder / usage)
-            if most and used and most[0].isdigit() and used[0].isdigit():
-                left.append(int(most[0]) - int(used[0]))
-    return left
+            maximum, used = _read(folder / limit), _read(folder / usage)
+            if maximum and used and maximum[0].isdigit() and used[0].isdigit():
+                remaining.append(int(maximum[0]) - int(used[0]))
+    return remaining
 
 
-def _quarter_of_all() -> int:
+def _quarter_of_total() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     except (AttributeError, ValueError, OSError):
@@ -61,7 +61,7 @@ def _affinity() -> int:
 
 
 def _quota(proc: Path, cgroups: Path) -> float:
-    """Cores' worth of processor time, from cgroup v2 `cpu.max` or v1 `cpu.cfs_quota_us`, parents included."""
+    """Return the cgroup quota in cores: the smallest of v2 `cpu.max` and v1 `cpu.cfs_quota_us`, with all parents."""
     quota = float("inf")
     for folder in _cgroup_folders(proc, cgroups, "cpu"):
         for limit, period in (
@@ -81,7 +81,7 @@ def _cgroup_folders(proc: Path, cgroups: Path, controller: str) -> list[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         folder = root / path.lstrip("/")
-        # Inside a container the path may be the host's; what is visible then starts at the root.
+        # In a container the path may be that of the host, while the visible hierarchy starts at the root.
         folders += [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
     return folders
 

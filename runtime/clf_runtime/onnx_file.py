@@ -1,8 +1,8 @@
-"""The ONNX file as a container: its digest, its metadata, what it asks of a runtime. No onnx package needed.
+"""The ONNX file as a container: its digest, its metadata, and the runtime it requires. No onnx package needed.
 
-The last 80 bytes are a `metadata_props` entry, `clf.sha256`: the SHA-256 of all bytes before it. Repeated
-fields of a protobuf concatenate, so for every other tool it is one more entry. See docs/artifact-format.md.
-Field numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+The last 80 bytes are a `metadata_props` entry, `clf.sha256`: the SHA-256 of all bytes before it. Repeated fields of a
+protobuf message concatenate, so every other tool reads it as one more entry. See docs/artifact-format.md. The field
+numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import stat
 import sys
 from collections.abc import Mapping
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clf_runtime.errors import InvalidModelError
-from clf_runtime.protobuf import Buffer, Malformed, fields, tagged
+from clf_runtime.protobuf import Buffer, ProtobufError, encode_field, read_fields
+from clf_runtime.spec import ModelSpec
 
 SPEC_KEY = "clf.spec"
 SELFTEST_KEY = "clf.selftest"
@@ -27,24 +29,24 @@ PARITY_KEY = "clf.parity"
 DIGEST_KEY = "clf.sha256"
 
 _MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 1, 7, 8, 14
-_HOLDS_TENSORS = ((_MODEL_GRAPH, "graph"), (20, "training"), (25, "function"))
+_PARTS_WITH_TENSORS = ((_MODEL_GRAPH, "graph"), (20, "training"), (25, "function"))
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _TENSOR_EXTERNAL_DATA = 13
 _PIECE_BYTES = 1 << 20
 
-# To load OpenSSL takes 4.7 ms and 3.6 MB, and saves 3.5 ms for each MB.
+# Loading OpenSSL takes 4.7 ms and 3.6 MB, and saves 3.5 ms per MB.
 _WITHOUT_OPENSSL_BYTES = 1_300_000
 
-# With ORT_LOAD_CONFIG_FROM_MODEL=1 in the environment, onnxruntime takes its options from here, over ours.
+# With ORT_LOAD_CONFIG_FROM_MODEL=1 in the environment, onnxruntime reads session options from here, over ours.
 _SESSION_OPTIONS_KEY = "ort_config"
 
-# onnxruntime's own builds have no other operators; a further domain means a library of foreign code.
+# The domains whose operators onnxruntime's own builds contain; any other needs a library of foreign code.
 _DOMAINS = frozenset(("", "ai.onnx.ml", "com.microsoft"))
-_DEFAULT_DOMAIN = {"ai.onnx": ""}  # two names for one
+_DEFAULT_DOMAIN = {"ai.onnx": ""}  # two names of one domain
 
-# onnxruntime → the highest opset and IR that it reads, newest last.
-# Source: https://onnxruntime.ai/docs/reference/compatibility.html and runs of the versions named.
+# onnxruntime → the highest opset and IR version that it reads, newest last.
+# Source: https://onnxruntime.ai/docs/reference/compatibility.html, and runs of these versions.
 RUNTIMES = (
     ("1.15", 19, 8),
     ("1.16", 19, 9),
@@ -60,7 +62,17 @@ RUNTIMES = (
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """What the container says, digest checked."""
+    """The content of the container, with its digest verified.
+
+    Attributes:
+        path: The file.
+        size_bytes: Its size.
+        sha256: The digest in its footer, hexadecimal.
+        ir_version: The version of ONNX's intermediate representation.
+        opset: The version of the standard operators.
+        metadata: Key → value of all metadata.
+        spec: The spec, parsed from the metadata.
+    """
 
     path: Path
     size_bytes: int
@@ -68,24 +80,40 @@ class OnnxFile:
     ir_version: int
     opset: int
     metadata: Mapping[str, str] = field(repr=False)
+    spec: ModelSpec = field(repr=False)
 
     @property
     def oldest_runtime(self) -> str | None:
-        """The oldest onnxruntime that reads this opset and IR, as far as this release knows."""
+        """The oldest onnxruntime that reads this opset and IR version, or None if no known release does."""
         for version, opset, ir_version in RUNTIMES:
             if self.opset <= opset and self.ir_version <= ir_version:
                 return version
         return None
 
 
+def parse_version(version: str) -> tuple[int, int]:
+    """Return the major and minor number of a version of onnxruntime, for comparisons.
+
+    Args:
+        version: For example `"1.23"`, `"1.23.2"` or `"1.24.0.dev20251104"`.
+
+    Raises:
+        ValueError: The text does not start with two numbers.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None:
+        raise ValueError(f"{version!r} is not a version; expected MAJOR.MINOR")
+    return int(numbers[1]), int(numbers[2])
+
+
 def metadata_entry(key: str, value: str) -> bytes:
     """Encode one `metadata_props` entry, to be appended to an ONNX file."""
-    entry = tagged(_ENTRY_KEY, key.encode()) + tagged(_ENTRY_VALUE, value.encode())
-    return tagged(_MODEL_METADATA, entry)
+    entry = encode_field(_ENTRY_KEY, key.encode()) + encode_field(_ENTRY_VALUE, value.encode())
+    return encode_field(_MODEL_METADATA, entry)
 
 
 def footer(sha256: str) -> bytes:
-    """Encode the last 80 bytes of a file whose bytes so far have this SHA-256, in hexadecimal."""
+    """Encode the last 80 bytes of a file whose bytes so far have this SHA-256, hexadecimal."""
     return metadata_entry(DIGEST_KEY, sha256)
 
 
@@ -93,46 +121,56 @@ FOOTER_BYTES = len(footer("0" * 64))
 
 
 def read(path: Path) -> OnnxFile:
-    """Check a file's digest and read what surrounds its graph. Raises InvalidModelError, OSError."""
+    """Verify the digest of a file and read everything around its graph.
+
+    Args:
+        path: An ONNX file that clf-export wrote.
+
+    Raises:
+        InvalidModelError: The file is missing, damaged, from another tool, or newer than this version of clf-edge.
+        OSError: The file cannot be read.
+    """
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)
+        is_file = stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
-        raise InvalidModelError(f"{path}: no such model; clf-export makes one, --model names another") from None
-    if not regular:
-        raise InvalidModelError(f"{path}: refused: it is no file; expected an ONNX file of clf-export")
+        raise InvalidModelError(
+            f"{path}: model not found; create it with clf-export, or name another one with --model"
+        ) from None
+    if not is_file:
+        raise InvalidModelError(f"{path}: not a file; expected an ONNX file from clf-export")
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:
-            raise InvalidModelError(f"{path}: refused: it is empty; export it again")
-        sha256 = _checked_digest(path, file, size)
-        # Not closed by hand: a refusal's traceback still holds slices of it. It goes with the last of them.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _parsed(path, memoryview(mapped), sha256)
+            raise InvalidModelError(f"{path}: the file is empty; export it again")
+        sha256 = _verify_digest(path, file, size)
+        # Not closed explicitly: the traceback of an error still holds slices of it. It is freed with the last of them.
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return _parse(path, memoryview(content), sha256)
 
 
-def _checked_digest(path: Path, file: BinaryIO, size: int) -> str | None:
-    """Give the SHA-256 that the footer states, or None where there is no footer."""
+def _verify_digest(path: Path, file: BinaryIO, size: int) -> str | None:
+    """Return the SHA-256 in the footer, or None if there is no footer."""
     file.seek(max(0, size - FOOTER_BYTES))
     tail = file.read()
     if len(tail) < FOOTER_BYTES or not tail.startswith(footer("0" * 64)[:-64]):
         return None
-    stated = tail[-64:].decode("ascii", "replace")
-    # Read in pieces: a mapping would count as this process's memory, all of it at once.
-    digest, left = _sha256(size), size - FOOTER_BYTES
+    expected = tail[-64:].decode("ascii", "replace")
+    # In pieces: all of a mapping would count as this process's memory.
+    digest, remaining = _new_sha256(size), size - FOOTER_BYTES
     file.seek(0)
-    while left and (piece := file.read(min(left, _PIECE_BYTES))):
+    while remaining and (piece := file.read(min(remaining, _PIECE_BYTES))):
         digest.update(piece)
-        left -= len(piece)
-    if digest.hexdigest() != stated:
+        remaining -= len(piece)
+    if digest.hexdigest() != expected:
         raise InvalidModelError(
-            f"{path}: refused: its digest does not match its content "
-            "(damaged, or changed after export); copy it again or export it again"
+            f"{path}: digest does not match its content (damaged, or changed after export); "
+            "copy it again or export it again"
         )
-    return stated
+    return expected
 
 
-def _sha256(size_bytes: int) -> Any:
-    """Begin a digest of so many bytes; small ones by Python's own code, which is slower and needs no OpenSSL."""
+def _new_sha256(size_bytes: int) -> Any:
+    """Return a new SHA-256 for so many bytes: for few of them Python's own, which is slower but needs no OpenSSL."""
     if size_bytes <= _WITHOUT_OPENSSL_BYTES:
         with contextlib.suppress(ImportError):
             return import_module("_sha2" if sys.version_info >= (3, 12) else "_sha256").sha256()
@@ -141,48 +179,57 @@ def _sha256(size_bytes: int) -> Any:
     return hashlib.sha256()
 
 
-def _parsed(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
+def _parse(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
     try:
-        parts = list(fields(content))
+        parts = list(read_fields(content))
         ir_version = next((value for number, value in parts if number == _MODEL_IR_VERSION), 0)
-        opsets = dict(_opset(value) for value in _messages(parts, _MODEL_OPSET))
-        metadata = dict(_entry(value) for value in _messages(parts, _MODEL_METADATA))
+        opsets = dict(_parse_opset(value) for value in _messages(parts, _MODEL_OPSET))
+        metadata = dict(_parse_entry(value) for value in _messages(parts, _MODEL_METADATA))
         graphs = _messages(parts, _MODEL_GRAPH)
-        external = any(_external(value, kind) for number, kind in _HOLDS_TENSORS for value in _messages(parts, number))
-    except (Malformed, UnicodeDecodeError, RecursionError):
+        is_external = any(
+            _has_external_data(value, kind)
+            for number, kind in _PARTS_WITH_TENSORS
+            for value in _messages(parts, number)
+        )
+    except (ProtobufError, UnicodeDecodeError, RecursionError):
         ir_version, graphs = 0, []
     if not graphs or not isinstance(ir_version, int) or not ir_version:
-        raise InvalidModelError(f"{path}: refused: it is no ONNX file; expected one of clf-export{_hint(content)}")
+        raise InvalidModelError(f"{path}: not an ONNX file; expected one from clf-export{_hint(content)}")
     if SPEC_KEY not in metadata:
         raise InvalidModelError(
-            f"{path}: refused: an ONNX file without {SPEC_KEY} in its metadata, so its labels and its "
-            "preprocessing are unknown; export it with clf-export"
+            f"{path}: no {SPEC_KEY} in its metadata, so its labels and its preprocessing are unknown; "
+            "export it with clf-export"
         )
     if sha256 is None:
         raise InvalidModelError(
-            f"{path}: refused: its digest is not where it belongs, in the last {FOOTER_BYTES} bytes "
-            "(cut short, or written again by another tool); copy it again or export it again"
+            f"{path}: its last {FOOTER_BYTES} bytes are not the expected digest "
+            "(truncated, or rewritten by another tool); copy it again or export it again"
         )
-    if external:
-        # They are under no digest, and a path in a file may lead anywhere.
-        raise InvalidModelError(f"{path}: refused: it keeps weights in other files; expected one file; export it again")
+    if is_external:
+        # The digest does not cover them, and a path in a file may lead anywhere.
+        raise InvalidModelError(f"{path}: its weights are in other files, expected a single file; export it again")
+    _check_runs_no_foreign_code(path, metadata, opsets)
+    spec = ModelSpec.from_json(metadata[SPEC_KEY], str(path))
+    return OnnxFile(path, len(content), sha256, ir_version, opsets.get("", 0), metadata, spec)
+
+
+def _check_runs_no_foreign_code(path: Path, metadata: Mapping[str, str], opsets: Mapping[str, int]) -> None:
     if _SESSION_OPTIONS_KEY in metadata:
-        raise InvalidModelError(f"{path}: refused: it sets session options of onnxruntime; export it again")
+        raise InvalidModelError(f"{path}: it sets session options of onnxruntime; export it again")
     foreign = sorted(set(opsets) - _DOMAINS)
     if foreign:
         raise InvalidModelError(
-            f"{path}: refused: it asks for operators of {foreign[0]!r}; expected standard ones only"
+            f"{path}: it needs operators of {foreign[0]!r}, expected only standard ones; export it again"
         )
-    return OnnxFile(path, len(content), sha256, ir_version, opsets.get("", 0), metadata)
 
 
 def _messages(parts: list[tuple[int, Buffer | int]], wanted: int) -> list[Buffer]:
     return [value for number, value in parts if number == wanted and not isinstance(value, int)]
 
 
-def _opset(message: Buffer) -> tuple[str, int]:
+def _parse_opset(message: Buffer) -> tuple[str, int]:
     domain, version = "", 0
-    for number, value in fields(message):
+    for number, value in read_fields(message):
         if number == _OPSET_DOMAIN and not isinstance(value, int):
             domain = _DEFAULT_DOMAIN.get(bytes(value).decode(), bytes(value).decode())
         elif number == _OPSET_VERSION and isinstance(value, int):
@@ -190,14 +237,13 @@ def _opset(message: Buffer) -> tuple[str, int]:
     return domain, version
 
 
-def _entry(message: Buffer) -> tuple[str, str]:
-    texts = {number: bytes(value).decode() for number, value in fields(message) if not isinstance(value, int)}
+def _parse_entry(message: Buffer) -> tuple[str, str]:
+    texts = {number: bytes(value).decode() for number, value in read_fields(message) if not isinstance(value, int)}
     return texts.get(_ENTRY_KEY, ""), texts.get(_ENTRY_VALUE, "")
 
 
-# Where a message of one kind holds messages of another, on the way to every TensorProto:
-# {kind: {field number: kind}}.
-_INSIDE = {
+# Which fields of a message lead to a TensorProto: {kind of message: {field number: kind of the message in it}}.
+_NESTED = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "function": {7: "node", 11: "attribute"},
     "training": {1: "graph", 2: "graph"},
@@ -207,19 +253,19 @@ _INSIDE = {
 }
 
 
-def _external(message: Buffer, kind: str) -> bool:
-    """Say whether a tensor anywhere inside keeps its values in another file."""
+def _has_external_data(message: Buffer, kind: str) -> bool:
+    """Return whether any tensor in the message stores its values in another file."""
     if kind == "tensor":
-        return any(number == _TENSOR_EXTERNAL_DATA for number, _ in fields(message))
-    inside = _INSIDE[kind]
+        return any(number == _TENSOR_EXTERNAL_DATA for number, _ in read_fields(message))
+    nested = _NESTED[kind]
     return any(
-        _external(value, inside[number])
-        for number, value in fields(message)
-        if number in inside and not isinstance(value, int)
+        _has_external_data(value, nested[number])
+        for number, value in read_fields(message)
+        if number in nested and not isinstance(value, int)
     )
 
 
 def _hint(content: memoryview) -> str:
     if bytes(content[:4]) == b"PK\x03\x04":
-        return " (this looks like a file of PyTorch; clf-run takes model.onnx)"
+        return " (this looks like a PyTorch file; clf-run needs model.onnx)"
     return ""

@@ -1,101 +1,124 @@
-"""Images in, results out: in order, by as many threads as there are cores, with a bounded number under way."""
+"""Images in, results out: in order, on as many threads as there are cores, with a bounded number in progress."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
-from clf_runtime.decoding import Content, Decode, DecoderPool, can_fork, decode_batch
-from clf_runtime.predictions import Result
-from clf_runtime.sources import ImageSource
+from clf_runtime.decoding import Decode, DecoderPool, can_fork, decode_batch
+from clf_runtime.errors import ImageError
+from clf_runtime.preprocess import UInt8Array
+from clf_runtime.sources import Content, ImageSource
 from clf_runtime.spec import Preprocess
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-_Given = TypeVar("_Given")
-_Value = TypeVar("_Value")
+Chunk = TypeVar("Chunk")
+Item = TypeVar("Item")
+Output = TypeVar("Output")
 
-# Chunks under way per thread: one that runs, one that waits, so that no thread idles while results are taken.
+# In progress per thread: one chunk that runs and one that waits, so that no thread idles while results are consumed.
 _CHUNKS_PER_THREAD = 2
 
-# Of as many images as these, the mean size decides whether processes decode the rest: whether Python's part of
-# the work, 0.05 ms for any image, is most of it.
-_LOOKED_AT = 128
+# The mean size of the first images decides whether processes decode the rest: whether Python's share of the work,
+# 0.05 ms for any image, is most of it.
+_IMAGES_SAMPLED = 128
 _SMALL_FILE_BYTES = 8 << 10
 _SMALL_INPUT_BYTES = 64 * 64 * 3
-_SMALL_CHUNK = 128  # files handed to a process at a time
-
-Classify = Callable[[list[ImageSource], Decode], list[Result]]
+_SMALL_CHUNK = 128  # files that a process decodes at a time
 
 
 def run_pipeline(
-    images: Iterator[ImageSource], classify: Classify, preprocess: Preprocess, threads: int, batch_size: int
-) -> Iterator[Result]:
-    """Give a result for each image, in order, by `classify` for chunks of them.
+    sources: Iterator[ImageSource],
+    infer: Callable[[UInt8Array], Sequence[Output]],
+    preprocess: Preprocess,
+    threads: int,
+    batch_size: int,
+) -> Iterator[tuple[ImageSource, Output | ImageError]]:
+    """Yield each source with its output, or with the error that it cannot be decoded, in order.
 
-    A thread per core that does all of a chunk's work left no core waiting (0.98 of the limit); threads that
-    decode for one that runs reached 0.55 to 0.92. Small images are decoded by as many processes as threads.
+    A thread per core that does all of a chunk's work kept every core busy (0.98 of the limit); threads that decode for
+    one that infers reached 0.55 to 0.92. Small images are decoded by as many processes as there are threads.
+
+    Args:
+        sources: The images; may be infinite.
+        infer: Takes pixels, uint8 (n, height, width, channels) with n up to `batch_size`, and returns n outputs. It is
+            called from several threads.
+        preprocess: The model's preprocessing.
+        threads: How many images are in progress at once.
+        batch_size: How many images `infer` gets at once.
     """
-    decode: Decode = partial(decode_batch, preprocess=preprocess)
-    processes = threads > 1 and math.prod(preprocess.shape) <= _SMALL_INPUT_BYTES and can_fork()
-    first = _until_small(images) if processes else images
-    yield from _by_threads(lambda chunk: classify(chunk, decode), _chunks(first, batch_size), threads)
-    if (following := next(images, None)) is not None:
-        rest = _chunks(chain([following], images), max(batch_size, _SMALL_CHUNK))
+
+    def process_chunk(chunk: list[ImageSource], decode: Decode) -> list[tuple[ImageSource, Output | ImageError]]:
+        batch = decode([source.content for source in chunk])
+        starts = range(0, len(batch.pixels), batch_size)
+        outputs = chain.from_iterable(infer(batch.pixels[start : start + batch_size]) for start in starts)
+        # An image that failed has an error at its position; every other one has the next output.
+        return [
+            (source, batch.errors[position] if position in batch.errors else next(outputs))
+            for position, source in enumerate(chunk)
+        ]
+
+    decode_here: Decode = partial(decode_batch, preprocess=preprocess)
+    may_fork = threads > 1 and math.prod(preprocess.shape) <= _SMALL_INPUT_BYTES and can_fork()
+    first = _until_small(sources) if may_fork else sources
+    yield from _map_chunks(partial(process_chunk, decode=decode_here), _chunks(first, batch_size), threads)
+    if (following := next(sources, None)) is not None:
+        rest = _chunks(chain([following], sources), max(batch_size, _SMALL_CHUNK))
         with DecoderPool(threads, preprocess) as decoder_pool:
-            # One thread more, so that no process waits while answers are put together.
-            yield from _by_threads(lambda chunk: classify(chunk, decoder_pool), rest, threads + 1)
+            # One thread more, so that no process waits while results are put together.
+            yield from _map_chunks(partial(process_chunk, decode=decoder_pool), rest, threads + 1)
 
 
-def _until_small(images: Iterator[ImageSource]) -> Iterator[ImageSource]:
-    """Give all images, or the first ones only where those were small."""
-    first = []
-    for image in islice(images, _LOOKED_AT):
-        yield image
-        first.append(_size(image.source))
-    if len(first) < _LOOKED_AT or sum(first) > _LOOKED_AT * _SMALL_FILE_BYTES:
-        yield from images
+def _until_small(sources: Iterator[ImageSource]) -> Iterator[ImageSource]:
+    """Yield the first images, and all others too unless the first ones were small."""
+    sizes = []
+    for source in islice(sources, _IMAGES_SAMPLED):
+        yield source
+        sizes.append(_size_bytes(source.content))
+    if len(sizes) < _IMAGES_SAMPLED or sum(sizes) > _IMAGES_SAMPLED * _SMALL_FILE_BYTES:
+        yield from sources
 
 
-def _size(source: Content) -> float:
-    """Give the bytes that an image has on disk, 0 where nothing has this name. Only files go to processes."""
-    if not isinstance(source, str):
+def _size_bytes(content: Content) -> float:
+    """Return the size of an image file, or infinity for other images, which processes do not decode."""
+    if not isinstance(content, str):
         return math.inf
     try:
-        return os.stat(source).st_size  # noqa: PTH116 (a Path costs twice as much)
+        return os.stat(content).st_size  # noqa: PTH116 (a Path takes twice as long)
     except (OSError, ValueError):
         return 0
 
 
-def _chunks(images: Iterator[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    while chunk := list(islice(images, size)):
+def _chunks(sources: Iterator[ImageSource], size: int) -> Iterator[list[ImageSource]]:
+    while chunk := list(islice(sources, size)):
         yield chunk
 
 
-def _by_threads(
-    work: Callable[[_Given], list[_Value]], chunks: Iterator[_Given], threads: int
-) -> Generator[_Value, None, None]:
-    """Do `work` for each chunk, from beginning to end in one thread, and give its values in the chunks' order."""
+def _map_chunks(
+    process: Callable[[Chunk], list[Item]], chunks: Iterator[Chunk], threads: int
+) -> Generator[Item, None, None]:
+    """Yield what `process` returns for each chunk, in order; one thread does all of a chunk's work."""
     if threads == 1:
         for chunk in chunks:
-            yield from work(chunk)
+            yield from process(chunk)
         return
     from concurrent.futures import ThreadPoolExecutor  # 4 ms that one image does not need
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="clf")
-    under_way: deque[Future[list[_Value]]] = deque()
+    pending: deque[Future[list[Item]]] = deque()
     try:
         for chunk in chunks:
-            under_way.append(pool.submit(work, chunk))
-            if len(under_way) >= threads * _CHUNKS_PER_THREAD:
-                yield from under_way.popleft().result()
-        while under_way:
-            yield from under_way.popleft().result()
+            pending.append(pool.submit(process, chunk))
+            if len(pending) >= threads * _CHUNKS_PER_THREAD:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,25 +1,27 @@
-"""What a run says about an image: a prediction, or why there is none. And how that is written down."""
+"""The result for one image, a prediction or a failure, and the output formats for a stream of results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-FORMATS = ("text", "jsonl", "json", "csv")
-
-# The label of an answer that is not sure enough. Its index is None, should a model have a class of that name.
+# The label of a prediction below the threshold. Its index is None, in case a model has a class of that name.
 UNKNOWN = "unknown"
 
-# A tab or a line break in a name would tear a record of the text format apart.
+# A tab or a line break in a name would break a line of the text format.
 _ESCAPES = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 _CSV_HEADER = ("path", "rank", "label", "index", "score", "provider", "error_kind", "error_message")
 
 
 @dataclass(frozen=True)
 class Score:
-    """One label and its probability, 0..1."""
+    """One label and its probability.
+
+    Attributes:
+        label: The class name.
+        score: The probability, 0..1.
+    """
 
     label: str
     score: float
@@ -27,99 +29,149 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one image; `top` is in falling order and begins with the label of the highest score."""
+    """The result for an image that was classified.
+
+    Attributes:
+        path: The path of the image, as given; None if the image was not given as a path.
+        label: The label with the highest score, or `"unknown"` after `apply_threshold`.
+        index: The position of the label in `ModelSpec.labels`; None if the label is `"unknown"`.
+        score: The probability of the label with the highest score, 0..1.
+        top: The highest scores in descending order, as many as requested.
+        provider: onnxruntime's name of the execution provider that ran the model.
+    """
 
     path: str | None
     label: str
-    index: int | None  # of the label, in the model's output order; None where the label is UNKNOWN
-    score: float  # probability, 0..1
+    index: int | None
+    score: float
     top: tuple[Score, ...]
-    provider: str  # the execution provider that ran, by onnxruntime's name
+    provider: str
 
-    def known_from(self, threshold: float) -> Prediction:
-        """Give the same answer, or one with the label UNKNOWN where its score is below `threshold`, 0..1.
+    def apply_threshold(self, threshold: float) -> Prediction:
+        """Replace the label by `"unknown"` if the score is below a threshold.
 
-        The score and `top` stay, and tell what it would have been.
+        Args:
+            threshold: The lowest score that is accepted, 0..1.
+
+        Returns:
+            This prediction, or a copy with the label `"unknown"` and no index. `score` and `top` stay the same.
+
+        Examples:
+            >>> prediction = Prediction("a.png", "cat", 3, 0.6, (Score("cat", 0.6),), "CPUExecutionProvider")
+            >>> prediction.apply_threshold(0.5).label
+            'cat'
+            >>> prediction.apply_threshold(0.8).label
+            'unknown'
         """
         return self if self.score >= threshold else replace(self, label=UNKNOWN, index=None)
 
-    def record(self) -> dict[str, Any]:
-        """Give what jsonl and json write."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record that the formats jsonl and json contain, with scores rounded to 6 digits."""
         return {
             "path": self.path,
             "label": self.label,
             "index": self.index,
             "score": round(self.score, 6),
-            "top": [{"label": each.label, "score": round(each.score, 6)} for each in self.top],
+            "top": [{"label": row.label, "score": round(row.score, 6)} for row in self.top],
             "provider": self.provider,
         }
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that got no answer; `kind` is a key of `clf_runtime.errors.IMAGE_FAULTS`."""
+    """The result for an image that could not be read.
+
+    Attributes:
+        path: The path of the image, as given; None if the image was not given as a path.
+        kind: One of the kinds of `ImageError`, such as `"not-found"` or `"damaged"`.
+        message: What is wrong with the image, in one line.
+    """
 
     path: str | None
     kind: str
     message: str
 
-    def record(self) -> dict[str, Any]:
-        """Give what jsonl and json write."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record that the formats jsonl and json contain."""
         return {"path": self.path, "error": {"kind": self.kind, "message": self.message}}
 
     def __str__(self) -> str:
-        return f"{_escaped(self.path)}: {self.kind}: {self.message}"
+        return f"{_escape(self.path)}: {self.kind}: {self.message}"
 
 
 Result = Prediction | Failure
 
 
-def lines(results: Iterator[Result], output_format: str, continued: bool = False) -> Iterator[str]:
-    """Give the output piece by piece as results arrive, each piece with its line end.
+class TextFormatter:
+    """Text: one line per prediction. A failure has no line; it is printed on stderr."""
 
-    In text a failure has no line: it belongs to stderr. The other formats keep it in its place.
-    `continued` says that the output has results already.
-    """
-    if output_format == "jsonl":
-        return (json.dumps(result.record()) + "\n" for result in results)
-    if output_format == "json":
-        return _json(results, continued)
-    if output_format == "csv":
-        return _csv(results, continued)
-    return (_text(result) for result in results if isinstance(result, Prediction))
+    def __init__(self, is_resumed: bool) -> None:
+        """Store whether the output contains results of an earlier run already."""
+        self._is_resumed = is_resumed
 
+    def header(self) -> str:
+        """Return what precedes the first result."""
+        return ""
 
-def _text(prediction: Prediction) -> str:
-    answer = f"{_escaped(prediction.path)}\t{_escaped(prediction.label)}\t{prediction.score:.3f}"
-    return answer + "".join(f"\t{_escaped(each.label)}\t{each.score:.3f}" for each in prediction.top[1:]) + "\n"
-
-
-def _json(results: Iterator[Result], continued: bool) -> Iterator[str]:
-    separator = ",\n" if continued else "[\n"
-    for result in results:
-        yield separator + json.dumps(result.record())
-        separator = ",\n"
-    yield "[]\n" if separator == "[\n" else "\n]\n"
-
-
-def _csv(results: Iterator[Result], continued: bool) -> Iterator[str]:
-    """A row per image and rank; a failure has one row, of rank 0."""
-    if not continued:
-        yield _row(_CSV_HEADER)
-    for result in results:
+    def format(self, result: Result) -> str:
+        """Return what the output contains for one result, with its line end."""
         if isinstance(result, Failure):
-            yield _row((result.path, 0, "", "", "", "", result.kind, result.message))
-            continue
-        yield "".join(_row(values) for values in _ranks(result))
+            return ""
+        fields = [_escape(result.path), _escape(result.label), f"{result.score:.3f}"]
+        for row in result.top[1:]:
+            fields += [_escape(row.label), f"{row.score:.3f}"]
+        return "\t".join(fields) + "\n"
+
+    def footer(self) -> str:
+        """Return what follows the last result."""
+        return ""
 
 
-def _ranks(prediction: Prediction) -> Iterator[tuple[object, ...]]:
-    for rank, each in enumerate(prediction.top, 1):
-        label, index = (prediction.label, prediction.index) if rank == 1 else (each.label, None)
-        yield prediction.path, rank, label, index, f"{each.score:.6f}", prediction.provider, "", ""
+class JsonLinesFormatter(TextFormatter):
+    """JSON Lines: one record per line."""
+
+    def format(self, result: Result) -> str:
+        """Return the record of one result."""
+        return json.dumps(result.to_dict()) + "\n"
 
 
-def _row(values: tuple[object, ...]) -> str:
+class JsonFormatter(TextFormatter):
+    """JSON: one list of all records, a line each."""
+
+    def format(self, result: Result) -> str:
+        """Return the record of one result, with what separates it from the one before."""
+        separator = ",\n" if self._is_resumed else "[\n"
+        self._is_resumed = True
+        return separator + json.dumps(result.to_dict())
+
+    def footer(self) -> str:
+        """Return the end of the list."""
+        return "\n]\n" if self._is_resumed else "[]\n"
+
+
+class CsvFormatter(TextFormatter):
+    """CSV: one row per image and rank; a failure has one row, of rank 0."""
+
+    def header(self) -> str:
+        """Return the row of column names."""
+        return "" if self._is_resumed else _csv_row(_CSV_HEADER)
+
+    def format(self, result: Result) -> str:
+        """Return the rows of one result."""
+        if isinstance(result, Failure):
+            return _csv_row((result.path, 0, "", "", "", "", result.kind, result.message))
+        rows = []
+        for rank, row in enumerate(result.top, 1):
+            label, index = (result.label, result.index) if rank == 1 else (row.label, None)
+            rows.append(_csv_row((result.path, rank, label, index, f"{row.score:.6f}", result.provider, "", "")))
+        return "".join(rows)
+
+
+# Name of --format → its class.
+FORMATTERS = {"text": TextFormatter, "jsonl": JsonLinesFormatter, "json": JsonFormatter, "csv": CsvFormatter}
+
+
+def _csv_row(values: tuple[object, ...]) -> str:
     import csv
     import io
 
@@ -128,5 +180,5 @@ def _row(values: tuple[object, ...]) -> str:
     return row.getvalue()
 
 
-def _escaped(text: str | None) -> str:
+def _escape(text: str | None) -> str:
     return (text or "").translate(_ESCAPES)

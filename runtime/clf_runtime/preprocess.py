@@ -1,7 +1,8 @@
-"""From an image, in whatever form, to the pixels that the graph takes. Training and device both come here.
+"""From an image in any form to the pixels that the graph takes. Training and inference both use this module.
 
-In this order: format by its first bytes, pixel count, JPEG shortcut, first frame, EXIF orientation, colour
-(16 bits scaled, transparency over the background), fit and resample. Pillow only.
+The steps: detect the format by the first bytes, limit the number of pixels, decode (a large JPEG at reduced size), take
+the first frame, apply the EXIF orientation, convert the color (16 bits are scaled, transparency is composited over the
+background), resize. Pillow does all of it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from clf_runtime.spec import Preprocess
 UInt8Array = npt.NDArray[np.uint8]
 ImageInput = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | UInt8Array
 
-# Checked before decoding. 256 MiB of RGB, the figure at which Pillow begins to warn.
+# Checked before decoding: 256 MiB of RGB, where Pillow starts to warn.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
-# Pillow asks a file for a few bytes at a time, which took 30 of the 88 us of an MNIST image.
+# Pillow reads a few bytes at a time, which took 30 of the 88 us of an MNIST image; smaller files are read at once.
 _READ_AT_ONCE_BYTES = 1 << 20
 
-# A JPEG is decoded at 1/2, 1/4 or 1/8 when both sides stay this many times what they are resampled to.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides stay this many times larger than after resampling.
 SHORTCUT_MARGIN = 2
 
-# First bytes → Pillow's name and the plugin to load. Nothing else is ever tried on a file.
+# First bytes → Pillow's name of the format and of its plugin. No other plugin is tried on a file.
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG", "JpegImagePlugin"),
     (b"\x89PNG\r\n\x1a\n", "PNG", "PngImagePlugin"),
@@ -49,7 +50,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
 )
 
-_JPEG = ("JPEG", "MPO")  # phones write several images into one file; the first is a JPEG like any other
+_JPEG = ("JPEG", "MPO")  # phones write several images into one file; the first is a normal JPEG
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -67,37 +68,54 @@ _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.
 
 
 def pixels_from_image(image: ImageInput, preprocess: Preprocess) -> UInt8Array:
-    """Decode and fit one image.
+    """Decode one image and resize it to the model's input.
 
-    `image` is a path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of
-    shape (H, W), (H, W, 1) or (H, W, 3). Returns uint8 (preprocess.height, preprocess.width, preprocess.channels).
-    Raises ImageError.
+    Args:
+        image: A path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape (H, W),
+            (H, W, 1) or (H, W, 3).
+        preprocess: The model's preprocessing.
+
+    Returns:
+        Pixels, uint8 (preprocess.height, preprocess.width, preprocess.channels).
+
+    Raises:
+        ImageError: The image cannot be read.
     """
     image = resize_image(decode_image(image, preprocess), preprocess)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(preprocess.shape)
 
 
 def decode_image(image: ImageInput, preprocess: Preprocess) -> Image.Image:
-    """Decode one image, turned upright, in the spec's colour mode, not yet fitted. Raises ImageError."""
+    """Decode one image, upright and in the spec's color mode, at its own size.
+
+    Raises:
+        ImageError: The image cannot be read.
+    """
     if isinstance(image, np.ndarray):
         return convert_color(_image_from_array(image), preprocess)
     if isinstance(image, Image.Image):
-        return _decoded(image, preprocess)
+        return _decode(image, preprocess)
     try:
-        with _binary_file(image) as file:
-            return _decoded(_opened(file), preprocess)
+        with _open_binary(image) as file:
+            return _decode(_open_image(file), preprocess)
     except OSError as error:
         raise image_error_from_os_error(error) from None
 
 
 def resize_image(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Bring an image to the input's size: squash it, crop its centre, or pad it with the background."""
+    """Resize an image to the model's input: squash it, crop its center, or pad it with the background.
+
+    Raises:
+        ImageError: The image is so elongated that it would be too large before its crop.
+    """
     size = _resampled_size(image.size, preprocess)
-    if size[0] * size[1] > MAX_PIXELS:  # a strip of 1 x 100,000 pixels, say, of which a crop shows nothing
+    if size[0] * size[1] > MAX_PIXELS:  # for example a strip of 1 x 100,000 pixels
         raise ImageError(
-            "too-large", f"{image.width:,} x {image.height:,} would be {size[0]:,} x {size[1]:,} before its crop"
+            "too-large",
+            f"{image.width:,} x {image.height:,} pixels would be resized to {size[0]:,} x {size[1]:,} before the crop; "
+            "crop the image first",
         )
-    # Rows before columns, in two steps: Pillow 13 chooses the order by the shape, and rounds between the two.
+    # In two steps, width before height: Pillow 13 chooses the order by the shape, and rounds between the two.
     for step in ((size[0], image.height), size):
         if step != image.size:
             image = image.resize(step, _RESAMPLE[preprocess.resample])
@@ -113,11 +131,15 @@ def resize_image(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 
 def convert_color(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    """Convert to the spec's colour mode: 16 bits are scaled, transparency lies over the background."""
+    """Convert to the spec's color mode: 16 bits are scaled, transparency is composited over the background.
+
+    Raises:
+        ImageError: The pixels have no defined interpretation.
+    """
     if image.mode.startswith("I"):
-        image = _from_16_bits(image)
+        image = _scale_16_bits(image)
     if image.mode == "F":
-        raise ImageError("unsupported", "it has floating-point pixels, which name no white; save it as 8 or 16 bits")
+        raise ImageError("unsupported", "floating-point pixels have no defined white; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = preprocess.background if preprocess.color == "RGB" else preprocess.background * 3
@@ -128,11 +150,11 @@ def convert_color(image: Image.Image, preprocess: Preprocess) -> Image.Image:
 
 
 def _resampled_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
-    """(width, height) to resample to, before cropping or padding. For a square crop, torchvision's Resize."""
+    """Return (width, height) to resample to before cropping or padding. For a square crop as torchvision's Resize."""
     if preprocess.resize == "squash":
         return preprocess.width, preprocess.height
     width, height = size
-    # Round: 224 / 0.9655 must give the 232 that it came from.
+    # Rounded: 224 / 0.9655 must be 232 again, which the ratio was computed from.
     ratio = preprocess.crop_ratio if preprocess.resize == "crop" else 1.0
     to_width, to_height = round(preprocess.width / ratio), round(preprocess.height / ratio)
     width_decides = width * to_height <= height * to_width
@@ -144,39 +166,43 @@ def _resampled_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int,
 
 
 def detect_format(head: bytes) -> tuple[str, str] | None:
-    """Give Pillow's names for the format that the first HEAD_BYTES of a file show, and for its plugin."""
+    """Return Pillow's names of the format and of its plugin, by the first HEAD_BYTES of a file; None if unsupported."""
     for magic, name, plugin in _SIGNATURES:
         if head.startswith(magic) and (name != "WEBP" or head[8:HEAD_BYTES] == b"WEBP"):
             return name, plugin
     return None
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
+def _open_image(file: IO[bytes]) -> Image.Image:
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:
-        raise ImageError("empty", "it has zero bytes")
-    if (known := detect_format(head)) is not None:
-        name, plugin = known
-        # Not Image.open: that one loads five plugins for one image, 8 ms of a cold start.
+        raise ImageError("empty", "the file has zero bytes")
+    if (detected := detect_format(head)) is not None:
+        name, plugin = detected
+        # Not Image.open: it loads five plugins for one image, 8 ms of a cold start.
         importlib.import_module(f"PIL.{plugin}")
         try:
             return Image.OPEN[name][0](file, "")
         except MemoryError:
             raise
         except Exception as error:
-            raise _damaged(name, error) from None
+            # Damage makes Pillow's plugins raise nearly anything: SyntaxError, struct.error, IndexError, …
+            raise _damaged_error(name, error) from None
     hint = "; convert HEIC and AVIF to JPEG" if head[4:8] == b"ftyp" else ""
-    raise ImageError("not-an-image", f"it starts with {head!r}, which is no image format that is read here{hint}")
+    raise ImageError("not-an-image", f"it starts with {head!r}, which is no supported image format{hint}")
 
 
-def _decoded(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def _decode(image: Image.Image, preprocess: Preprocess) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
-        raise _too_large(f"{image.width:,} x {image.height:,}")
+        raise ImageError(
+            "too-large",
+            f"{image.width:,} x {image.height:,} pixels, expected at most {MAX_PIXELS:,} in total; scale it down",
+        )
     try:
-        _take_shortcut(image, preprocess)
+        _reduce_jpeg(image, preprocess)
         image.load()
-        # Only now: a PNG may have its EXIF block behind its pixels, and Pillow turns a TIFF while loading it.
+        # After loading: a PNG may have its EXIF block behind its pixels, and Pillow rotates a TIFF while it loads it.
         orientation = _orientation(image)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
@@ -185,18 +211,19 @@ def _decoded(image: Image.Image, preprocess: Preprocess) -> Image.Image:
         raise
     except Exception as error:
         # Damage makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, …
-        raise _damaged(image.format or "image", error) from None
+        raise _damaged_error(image.format or "image", error) from None
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:
-        return 1  # an image with broken notes is still an image
+        # Pillow raises nearly anything for a broken EXIF block; the image itself can be intact.
+        return 1
 
 
-def _take_shortcut(image: Image.Image, preprocess: Preprocess) -> None:
-    """Let the JPEG decoder leave out detail that resampling would throw away (its DCT scaling)."""
+def _reduce_jpeg(image: Image.Image, preprocess: Preprocess) -> None:
+    """Let the JPEG decoder skip detail that resampling would discard (DCT scaling)."""
     if image.format not in _JPEG:
         return
     sideways = _orientation(image) in _SIDEWAYS
@@ -207,10 +234,10 @@ def _take_shortcut(image: Image.Image, preprocess: Preprocess) -> None:
     image.draft(None, (SHORTCUT_MARGIN * width, SHORTCUT_MARGIN * height))
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
+def _scale_16_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 0xFFFF):
-        raise ImageError("unsupported", "it has more than 16 bits per pixel; save it as 8 or 16 bits")
+        raise ImageError("unsupported", "more than 16 bits per pixel; save it with 8 or 16 bits")
     return Image.fromarray(((values.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
 
 
@@ -218,47 +245,44 @@ def _image_from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3) or not pixels.size:
         found = f"{pixels.dtype} {pixels.shape}"
-        raise ImageError("unsupported", f"an array of {found}; expected uint8 (H, W), (H, W, 1) or (H, W, 3)")
+        raise ImageError("unsupported", f"the array is {found}, expected uint8 (H, W), (H, W, 1) or (H, W, 3)")
     return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
 
 
-def _binary_file(image: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]:
+def _open_binary(image: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]:
     if isinstance(image, bytes):
         return io.BytesIO(image)
     if not isinstance(image, (str, os.PathLike)):
         return io.BytesIO(image.read())
-    # Opening a pipe waits for a writer that may never come, so look first.
+    # Before opening: opening a pipe waits for a writer that may never come.
     try:
-        found = os.stat(image)  # noqa: PTH116 (making a Path costs more than looking)
-    except ValueError:  # a zero byte, or a surrogate
+        status = os.stat(image)  # noqa: PTH116 (creating a Path takes longer than the call)
+    except ValueError:  # the name has a zero byte or a lone surrogate
         raise ImageError("not-found", "no file can have this name") from None
-    if stat.S_ISDIR(found.st_mode):
-        raise ImageError("not-a-file", "it is a folder")
-    if not stat.S_ISREG(found.st_mode):
-        raise ImageError("not-a-file", "it is a device, a pipe or a socket")
-    if not found.st_size:
-        raise ImageError("empty", "it has zero bytes")  # unopened: some of /proc's wait for ever
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError("not-a-file", "a folder, not a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not-a-file", "a device, pipe or socket, not a regular file")
+    if not status.st_size:
+        # Not opened: some files in /proc block forever.
+        raise ImageError("empty", "the file has zero bytes")
     file = io.FileIO(image)
-    if found.st_size > _READ_AT_ONCE_BYTES:
+    if status.st_size > _READ_AT_ONCE_BYTES:
         return io.BufferedReader(file)
     with file:
         return io.BytesIO(file.readall())
 
 
 def image_error_from_os_error(error: OSError) -> ImageError:
-    """Say of a file that could not be read what a record says of it."""
+    """Return the ImageError for a file that could not be opened or read."""
     reason = (error.strerror or str(error)).lower()
     kind = {FileNotFoundError: "not-found", PermissionError: "no-permission"}.get(type(error), "unreadable")
     return ImageError(kind, reason)
 
 
-def _too_large(found: str) -> ImageError:
-    return ImageError("too-large", f"it has {found} pixels; at most {MAX_PIXELS:,} are decoded; scale it down")
-
-
-def _damaged(name: str, error: Exception) -> ImageError:
+def _damaged_error(name: str, error: Exception) -> ImageError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ImageError("damaged", f"its {name} data cannot be decoded ({reason})")
+    return ImageError("damaged", f"the {name} data cannot be decoded ({reason})")
 
 
 def _fill(preprocess: Preprocess) -> int | tuple[int, ...]:

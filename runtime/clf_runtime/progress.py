@@ -1,100 +1,111 @@
-"""What a person sees on stderr while images are classified: what failed, and how far it is."""
+"""What is shown on stderr while images are classified: failures, and a progress bar."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from clf_runtime.command import say
 from clf_runtime.predictions import Failure, Result
-from clf_runtime.run import RunOptions, count
 
-_SECONDS_BETWEEN_DRAWINGS = 0.1
+if TYPE_CHECKING:
+    from clf_runtime.run import RunOptions
+
+_SECONDS_BETWEEN_UPDATES = 0.1
 _BAR_CHARACTERS = 24
 
 
-class Terminal:
-    """Tells of failures where the output format has no place for them, and draws a bar where a person waits."""
+class TerminalCallbacks:
+    """Prints warnings, prints failures if the output format omits them, and draws a bar on a terminal."""
 
     def __init__(self, options: RunOptions) -> None:
-        self._order = options
-        self._tells_failures = options.output_format == "text"
-        self._bar: Bar | None = None
+        """Store the options of the run."""
+        self._options = options
+        self._bar: ProgressBar | None = None
 
-    def noticed(self, what: str) -> None:
-        """Tell what the answers do not."""
-        say(f"clf-run: {what}")
+    def on_warning(self, message: str) -> None:
+        """Print a warning."""
+        say(f"clf-run: {message}")
 
-    def begun(self, before: int) -> None:
-        """Begin a bar; where the answers themselves run over the screen, they are progress enough."""
-        if sys.stderr.isatty() and (self._order.output is not None or not sys.stdout.isatty()):
-            self._bar = Bar(count(self._order), before)
+    def on_start(self, resumed: int) -> None:
+        """Start a bar, unless the results themselves are printed on the same screen."""
+        if sys.stderr.isatty() and (self._options.output is not None or not sys.stdout.isatty()):
+            from clf_runtime.run import count_images  # not above: clf-train uses this module without onnxruntime
 
-    def answered(self, result: Result) -> None:
-        """Count an image."""
-        if self._tells_failures and isinstance(result, Failure):
+            self._bar = ProgressBar(count_images(self._options), resumed)
+
+    def on_result(self, result: Result) -> None:
+        """Print a failure, and advance the bar."""
+        if isinstance(result, Failure) and self._options.output_format == "text":
             self.clear()
             say(f"clf-run: {result}")
         if self._bar is not None:
-            self._bar.step()
+            self._bar.advance()
 
     def clear(self) -> None:
-        """Leave an empty line."""
+        """Remove the bar from the screen."""
         if self._bar is not None:
             self._bar.clear()
 
 
-class Bar:
-    """One line, drawn again and again, with images done, images per second and the time left."""
+class ProgressBar:
+    """One line, redrawn in place: images done, images per second, and the time left."""
 
-    def __init__(self, total: int, before: int = 0) -> None:
-        """Begin with `before` of `total` images done by a former run."""
+    def __init__(self, total: int, resumed: int = 0) -> None:
+        """Store the number of images, and how many of them an interrupted run has classified; start the clock."""
         self._total = total
-        self._before = before
-        self._done = before
-        self._started = self._due = time.monotonic()
-        self._drawn = 0  # characters
+        self._resumed = resumed
+        self._done = resumed
+        self._started = self._update_due = time.monotonic()
+        self._drawn_characters = 0
 
-    def step(self) -> None:
-        """Count one more image."""
+    def advance(self) -> None:
+        """Count one more image, and redraw the bar if that is due."""
         self._done += 1
         now = time.monotonic()
-        if now >= self._due or self._done == self._total:
-            self._due = now + _SECONDS_BETWEEN_DRAWINGS
+        if now >= self._update_due or self._done == self._total:
+            self._update_due = now + _SECONDS_BETWEEN_UPDATES
             self._draw(self._text(now - self._started))
 
     def clear(self) -> None:
-        """Leave an empty line, for something else to be said."""
-        if self._drawn:
+        """Erase the line, so that something else can be printed."""
+        if self._drawn_characters:
             self._draw("")
-            self._drawn = 0
 
-    def _text(self, seconds: float) -> str:
+    def _text(self, elapsed_s: float) -> str:
         total = max(self._total, self._done)
-        full = _BAR_CHARACTERS * self._done // total
-        rate = (self._done - self._before) / max(seconds, 1e-9)
-        left = duration((total - self._done) / rate)
-        bar = f"[{'#' * full:-<{_BAR_CHARACTERS}}]"
-        return f"{bar} {self._done:,} of {total:,} images, {per_second(rate)}, {left} left"
+        filled = _BAR_CHARACTERS * self._done // total
+        rate = (self._done - self._resumed) / max(elapsed_s, 1e-9)
+        remaining = format_duration((total - self._done) / rate)
+        bar = f"[{'#' * filled:-<{_BAR_CHARACTERS}}]"
+        return f"{bar} {self._done:,} of {total:,} images, {format_rate(rate)}, {remaining} left"
 
     def _draw(self, text: str) -> None:
-        # A line that wraps could not be drawn over. A terminal that does not know its width says 0.
+        # A line that wraps could not be overwritten. A terminal of unknown width reports 0 columns.
         text = text[: (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1]
-        sys.stderr.write(f"\r{text:<{self._drawn}}\r{text}" if text else f"\r{'':<{self._drawn}}\r")
+        sys.stderr.write(f"\r{text:<{self._drawn_characters}}\r{text}")
         sys.stderr.flush()
-        self._drawn = len(text)
+        self._drawn_characters = len(text)
 
 
-def per_second(rate: float) -> str:
-    """Say how many images a second."""
-    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+def format_rate(images_per_second: float) -> str:
+    """Return a rate such as `0.12 images/s` or `1,234 images/s`."""
+    return f"{images_per_second:,.0f} images/s" if images_per_second >= 10 else f"{images_per_second:.2g} images/s"
 
 
-def duration(seconds: float) -> str:
-    """Say how long, in at most two units."""
+def format_duration(seconds: float) -> str:
+    """Return a duration in at most two units.
+
+    Examples:
+        >>> [format_duration(seconds) for seconds in (4.21, 42, 192, 3900)]
+        ['4.2 s', '42 s', '3 min 12 s', '1 h 05 min']
+    """
+    if round(seconds, 1) < 10:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes_of_hour = divmod(minutes, 60)
     if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        return f"{hours:,} h {minutes_of_hour:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

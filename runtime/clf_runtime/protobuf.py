@@ -1,4 +1,4 @@
-"""Just enough of the protobuf wire format to look into a file without a protobuf library.
+"""A reader and writer of the protobuf wire format, as far as ONNX files need it. No protobuf library needed.
 
 Source: https://protobuf.dev/programming-guides/encoding/
 """
@@ -12,41 +12,43 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 Buffer = bytes | memoryview
 
 
-class Malformed(ValueError):
-    """These bytes are no protobuf message."""
+class ProtobufError(ValueError):
+    """The bytes are not a valid protobuf message."""
 
 
-def fields(message: Buffer) -> Iterator[tuple[int, Buffer | int]]:
-    """Give (field number, value) in order: an int for a varint, a slice for everything else.
+def read_fields(message: Buffer) -> Iterator[tuple[int, Buffer | int]]:
+    """Yield (field number, value) in the order of the message: an int for a varint, a slice for all other types.
 
-    Raises Malformed.
+    Raises:
+        ProtobufError: A field is malformed or ends beyond the message.
     """
     position, end = 0, len(message)
     while position < end:
-        key, position = _varint(message, position)
+        key, position = _read_varint(message, position)
         number, wire_type = key >> 3, key & 7
         if wire_type == VARINT:
-            value, position = _varint(message, position)
+            value, position = _read_varint(message, position)
             yield number, value
             continue
         if wire_type == BYTES:
-            size, position = _varint(message, position)
+            size, position = _read_varint(message, position)
         elif wire_type in (FIXED32, FIXED64):
             size = 4 if wire_type == FIXED32 else 8
         else:
-            raise Malformed(f"wire type {wire_type}")
+            raise ProtobufError(f"unknown wire type {wire_type}")
         if number == 0 or position + size > end:
-            raise Malformed("a field reaches beyond its message")
+            raise ProtobufError("a field extends beyond its message")
         yield number, message[position : position + size]
         position += size
 
 
-def tagged(number: int, content: bytes) -> bytes:
+def encode_field(number: int, content: bytes) -> bytes:
     """Encode one length-delimited field."""
-    return _encoded_varint(number << 3 | BYTES) + _encoded_varint(len(content)) + content
+    return _encode_varint(number << 3 | BYTES) + _encode_varint(len(content)) + content
 
 
-def _varint(message: Buffer, position: int) -> tuple[int, int]:
+def _read_varint(message: Buffer, position: int) -> tuple[int, int]:
+    """Return the value at `position` and the position after it."""
     value = shift = 0
     try:
         while True:
@@ -57,12 +59,12 @@ def _varint(message: Buffer, position: int) -> tuple[int, int]:
                 return value, position
             shift += 7
             if shift > 63:
-                raise Malformed("a number of more than 64 bits")
+                raise ProtobufError("a varint has more than 64 bits")
     except IndexError:
-        raise Malformed("it ends within a number") from None
+        raise ProtobufError("the message ends inside a varint") from None
 
 
-def _encoded_varint(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

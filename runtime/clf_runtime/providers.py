@@ -1,19 +1,19 @@
-"""Execution providers by their short names: what each is asked with, which wheel brings it, why it does not start."""
+"""Execution providers by their short names: their options, the wheels that include them, why one does not start."""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from clf_runtime import libraries
 from clf_runtime.errors import UsageError
 
 _SUFFIX = "ExecutionProvider"
 _NVIDIA = ("cuda", "tensorrt")
 
 # Short name → the option that NAME:X sets. Source: https://onnxruntime.ai/docs/execution-providers/
-_SELECTS = {
+_OPTION_AFTER_COLON = {
     "cuda": "device_id",
     "tensorrt": "device_id",
     "nvtensorrtrtx": "device_id",
@@ -24,7 +24,7 @@ _SELECTS = {
     "openvino": "device_type",
 }
 
-# Short name → the wheel that brings it instead of onnxruntime. Others come with a build of one's own.
+# Short name → the wheel that includes it, to be installed instead of onnxruntime. Others need a custom build.
 _WHEELS = {
     "cuda": "clf-edge[gpu]",
     "tensorrt": "clf-edge[gpu]",
@@ -36,9 +36,9 @@ _WHEELS = {
     "cann": "onnxruntime-cann",
 }
 
-# What a missing library's name begins with → what brings it.
+# Prefixes of a missing library's name → what contains it.
 _LIBRARIES = (
-    (("libcuda.", "nvcuda."), "the NVIDIA driver, until nvidia-smi lists the device"),
+    (("libcuda.", "nvcuda."), "the NVIDIA driver (nvidia-smi then lists the device)"),
     (("libnvinfer", "nvinfer", "libnvonnxparser"), "TensorRT: pip install tensorrt"),
     (("libcu", "libnv", "cu", "nv"), 'CUDA and cuDNN: pip install "onnxruntime-gpu[cuda,cudnn]=={version}"'),
     (("libamdhip", "librocm", "libmigraphx"), "ROCm"),
@@ -46,117 +46,114 @@ _LIBRARIES = (
 )
 
 
-def short(provider: str) -> str:
-    """Give the name that --device takes: cuda for CUDAExecutionProvider."""
+def short_name(provider: str) -> str:
+    """Return the name that --device takes: cuda for CUDAExecutionProvider."""
     return provider.removesuffix(_SUFFIX).lower()
 
 
-def asked_for(device: str, known: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """Parse NAME or NAME:X: the provider by onnxruntime's name, and its options. `known` are all that there are.
+def parse_device(device: str, known: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """Parse NAME or NAME:X.
 
-    Raises UsageError.
+    Args:
+        device: The device, such as `cuda:1` or `openvino:GPU`.
+        known: All execution providers, by onnxruntime's names.
+
+    Returns:
+        The provider by onnxruntime's name, and its options.
+
+    Raises:
+        UsageError: The name is unknown, or what follows the colon is invalid.
     """
-    name, colon, selected = device.partition(":")
-    providers = {short(provider): provider for provider in known}
+    name, colon, value = device.partition(":")
+    providers = {short_name(provider): provider for provider in known}
     if name.lower() not in providers:
         others = ", ".join(sorted(set(providers) - {"cpu", "cuda"}))
-        raise UsageError(f"--device {device}: unknown; expected auto, cpu, cuda or cuda:N, or one of {others}")
+        raise UsageError(f"--device {device}: unknown device; expected auto, cpu, cuda or cuda:N, or one of {others}")
     if not colon:
         return providers[name.lower()], {}
-    option = _SELECTS.get(name.lower())
+    option = _OPTION_AFTER_COLON.get(name.lower())
     if option is None:
-        raise UsageError(f"--device {device}: {name} takes nothing behind a colon")
-    if not selected or (option == "device_id" and not re.fullmatch(r"\d{1,4}", selected)):
+        raise UsageError(f"--device {device}: {name} does not take a value after a colon")
+    if not value or (option == "device_id" and not re.fullmatch(r"\d{1,4}", value)):
         expected = "a number" if option == "device_id" else "CPU, GPU or NPU"
-        raise UsageError(f"--device {device}: expected {expected} behind the colon")
-    return providers[name.lower()], {option: selected}
+        raise UsageError(f"--device {device}: expected {expected} after the colon")
+    return providers[name.lower()], {option: value}
 
 
-def not_built_in(provider: str, version: str) -> str:
-    """Say that the installed onnxruntime was built without a provider, and what to do."""
-    wheel = _WHEELS.get(short(provider))
-    installed = " and ".join(name for name, _ in wheels()) or "onnxruntime"
+def explain_not_included(provider: str, version: str) -> str:
+    """Return the message for a provider that the installed onnxruntime does not include."""
+    wheel = _WHEELS.get(short_name(provider))
     if wheel is None:
-        remedy = "it takes a build of onnxruntime for this device"
+        remedy = "install a build of onnxruntime for this device"
     else:
-        remedy = f'pip uninstall {installed.replace(" and ", " ")}, then pip install "{wheel}"'
-    return f"this onnxruntime {version} is built without {short(provider)}; {remedy}{both_told()}"
+        installed = " ".join(name for name, _ in installed_wheels()) or "onnxruntime"
+        remedy = f'pip uninstall {installed}, then pip install "{wheel}"'
+    return f"onnxruntime {version} does not include {short_name(provider)}; {remedy}{explain_conflict()}"
 
 
-def not_started(provider: str, version: str, folder: Path, printed: str, raised: str) -> str:
-    """Say why a provider that is built in does not start here.
+def explain_not_started(provider: str, version: str, missing: Sequence[str], reason: str) -> str:
+    """Return the message for a provider that is included but does not start.
 
-    `folder` is where onnxruntime keeps its libraries, `printed` what it printed and `raised` what it raised.
+    Args:
+        provider: onnxruntime's name of the provider.
+        version: The version of onnxruntime.
+        missing: Names of libraries that are missing.
+        reason: What onnxruntime raised, if anything.
     """
-    missing = _missing_libraries(provider, folder, printed)
     if missing:
-        brought = dict.fromkeys(_brought_by(name, version) for name in missing)
-        are = "this library is" if len(missing) == 1 else "these libraries are"
-        reason = f"but {are} missing: {', '.join(missing)}; install {', and '.join(brought)}"
-    elif raised:
-        reason = f"but it does not start here: {' '.join(raised.split())}"
+        remedies = dict.fromkeys(_package_with(name, version) for name in missing)
+        noun = "library is" if len(missing) == 1 else "libraries are"
+        problem = f"but the following {noun} missing: {', '.join(missing)}; install {', and '.join(remedies)}"
+    elif reason:
+        problem = f"but it does not start: {' '.join(reason.split())}"
     else:
-        hint = "; look at nvidia-smi" if short(provider) in _NVIDIA else ""
-        reason = f"but it does not start here, and does not say why{hint}"
-    return f"onnxruntime {version} has {short(provider)}, {reason}{both_told()}"
+        hint = "; check that nvidia-smi lists the device" if short_name(provider) in _NVIDIA else ""
+        problem = f"but it does not start, for an unknown reason{hint}"
+    return f"onnxruntime {version} includes {short_name(provider)}, {problem}{explain_conflict()}"
 
 
-def wheels() -> list[tuple[str, str]]:
-    """Give name and version of every installed wheel that owns the module onnxruntime: one, if all is well."""
+def installed_wheels() -> list[tuple[str, str]]:
+    """Return name and version of each installed wheel that contains the module onnxruntime; normally exactly one."""
     from importlib import metadata
 
     found = {}
     for wheel in metadata.distributions():
         name = (wheel.metadata["Name"] or "").lower()
-        if name.startswith(("onnxruntime", "ort-")) and wheel.read_text("RECORD") is not None:
-            text = wheel.read_text("RECORD") or ""
-            if "\nonnxruntime/__init__.py," in f"\n{text}":
+        if name.startswith(("onnxruntime", "ort-")):
+            record = wheel.read_text("RECORD") or ""
+            if "\nonnxruntime/__init__.py," in f"\n{record}":
                 found[name] = wheel.version
     return sorted(found.items())
 
 
-def both_told() -> str:
-    """Say, where several wheels own the module, that they do; else nothing."""
-    installed = wheels()
-    if len(installed) < 2:
+def explain_conflict() -> str:
+    """Return a warning to append to a message if several wheels contain the module onnxruntime; otherwise nothing."""
+    wheels = installed_wheels()
+    if len(wheels) < 2:
         return ""
-    names = [name for name, _ in installed]
+    names = [name for name, _ in wheels]
     return (
-        f"; {' and '.join(f'{name} {version}' for name, version in installed)} are both installed and own the same "
-        f"module, so each has replaced files of the other: pip uninstall {' '.join(names)}, then install one of them"
+        f"; {' and '.join(f'{name} {version}' for name, version in wheels)} are both installed and contain the same "
+        f"module, so each has overwritten files of the other: pip uninstall {' '.join(names)}, then install one of them"
     )
 
 
-def _missing_libraries(provider: str, folder: Path, printed: str) -> list[str]:
-    """Name the libraries that `provider` needs and that cannot be loaded."""
-    named = [Path(name).name for name in re.findall(r"Failed to load (\S+?):", printed)]
-    own = {
-        "win32": f"onnxruntime_providers_{short(provider)}.dll",
-        "darwin": f"libonnxruntime_providers_{short(provider)}.dylib",
-    }
-    library = folder / own.get(sys.platform, f"libonnxruntime_providers_{short(provider)}.so")
-    tried = [str(library)] if library.exists() else []
-    if short(provider) in _NVIDIA:
-        tried.append("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    for each in tried:
-        named += _cannot_be_loaded(each)
-    return list(dict.fromkeys(named))
+def find_missing_libraries(provider: str, folder: Path) -> list[str]:
+    """Return the names of the libraries that a provider needs and that are not on this machine.
+
+    Args:
+        provider: onnxruntime's name of the provider.
+        folder: Where onnxruntime keeps the libraries of its providers.
+    """
+    missing = libraries.missing_dependencies(folder / f"libonnxruntime_providers_{short_name(provider)}.so")
+    if short_name(provider) in _NVIDIA:
+        driver = libraries.load("libcuda.so.1")  # older releases load it themselves, later
+        missing += [driver] if driver is not None and driver not in missing else []
+    return missing
 
 
-def _cannot_be_loaded(library: str) -> list[str]:
-    """Give the name of the first library that `library` needs, itself included, and that is not there."""
-    import ctypes
-
-    try:
-        ctypes.CDLL(library)
-    except OSError as error:
-        found = re.match(r"(\S+): cannot open shared object file", str(error))
-        return [found.group(1)] if found else []
-    return []
-
-
-def _brought_by(library: str, version: str) -> str:
-    for starts, what in _LIBRARIES:
-        if library.startswith(starts):
-            return what.format(version=version)
-    return "what brings them"
+def _package_with(library: str, version: str) -> str:
+    for prefixes, package in _LIBRARIES:
+        if library.startswith(prefixes):
+            return package.format(version=version)
+    return "the packages that contain them"

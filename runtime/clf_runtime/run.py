@@ -1,9 +1,10 @@
-"""From what was asked of `clf-run` to the answers, written in order; read from here."""
+"""One call of `clf-run`, from its options to the results, written in order."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,36 +12,37 @@ from typing import TYPE_CHECKING, NamedTuple
 from clf_runtime import __version__
 from clf_runtime.classifier import Classifier
 from clf_runtime.machine import usable_cores
-from clf_runtime.predictions import Failure, Result, lines
+from clf_runtime.predictions import FORMATTERS, Failure, Prediction, Result
 from clf_runtime.sources import ImageSource, find_images, is_read_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Protocol
 
     from clf_runtime.sinks.annotate import Annotations
+    from clf_runtime.sinks.output import Output
 
     class RunCallbacks(Protocol):
-        """What wants to know how a run goes."""
+        """Called as a run proceeds."""
 
-        def noticed(self, what: str) -> None:
-            """Something that the answers do not tell."""
+        def on_warning(self, message: str) -> None:
+            """Something that the results do not show."""
 
-        def begun(self, before: int) -> None:
-            """The model is open; `before` images were answered by a run that was cut off."""
+        def on_start(self, resumed: int) -> None:
+            """The model is open; an interrupted run has classified `resumed` images already."""
 
-        def answered(self, result: Result) -> None:
-            """An image has its answer."""
+        def on_result(self, result: Result) -> None:
+            """An image has its result."""
 
 
 class RunOptions(NamedTuple):
-    """What was asked for. A tuple, since a dataclass of as many fields takes 0.7 ms of a cold start, this 0.2."""
+    """The options of a run. A NamedTuple: as a dataclass it takes 0.7 ms of a cold start instead of 0.2 ms."""
 
     model: Path
     images: tuple[str, ...]
     recursive: bool
     top: int
-    threshold: float  # 0..1; answers with a score below it are "unknown"
+    threshold: float  # 0..1; predictions with a lower score are labelled "unknown"
     output_format: str
     device: str
     threads: int | None
@@ -51,130 +53,165 @@ class RunOptions(NamedTuple):
 
 
 class RunStatistics:
-    """What a run did, as it goes."""
+    """Counts of a run in progress.
+
+    Attributes:
+        provider: onnxruntime's name of the execution provider.
+        resumed: Images that an interrupted run has classified.
+        images: All images so far, with these.
+        failures: Those that could not be read.
+    """
 
     def __init__(self, provider: str) -> None:
+        """Start counting and start the clock."""
         self.provider = provider
-        self.before = 0  # images answered by a run that was cut off
-        self.images = 0  # those included
-        self.failures = 0  # likewise
+        self.resumed = 0
+        self.images = 0
+        self.failures = 0
         self._started = time.monotonic()
 
+    def resume(self, images: int, failures: int) -> None:
+        """Continue the counts of an interrupted run."""
+        self.resumed, self.images, self.failures = images, images, failures
+
+    def count(self, result: Result) -> None:
+        """Count one result."""
+        self.images += 1
+        self.failures += isinstance(result, Failure)
+
     def rate(self) -> float:
-        """Images per second so far, of this run."""
-        return (self.images - self.before) / max(time.monotonic() - self._started, 1e-9)
+        """Return the images per second of this run so far."""
+        return (self.images - self.resumed) / max(time.monotonic() - self._started, 1e-9)
 
 
-def answer(options: RunOptions, write: Callable[[str], object], callbacks: RunCallbacks) -> RunStatistics:
-    """Classify what was named, and `write` the answers, or put them into the order's output file.
+class Run:
+    """Classifies the images of one call of `clf-run` and writes the results."""
 
-    Raises InvalidModelError, MachineError, UsageError, DataError, OSError.
-    """
-    if options.output is not None or options.annotate is not None:
-        options = _checked(options)
-    classifier, images = _opened(options)
-    if classifier.warning:
-        callbacks.noticed(classifier.warning)
-    statistics = RunStatistics(classifier.provider)
-    annotations = None
-    if options.annotate is not None:
-        from clf_runtime.sinks.annotate import Annotations
+    _classifier: Classifier
+    _statistics: RunStatistics
+    _annotations: Annotations | None
 
-        annotations = Annotations(options.annotate, classifier.spec.preprocess)
-        images = annotations.noted(images)
-    if options.output is not None:
-        _into_file(options, options.output, classifier, images, annotations, statistics, callbacks)
-        return statistics
-    callbacks.begun(0)
-    for line in lines(_results(options, classifier, images, annotations, statistics, callbacks), options.output_format):
-        write(line)
-    return statistics
+    def __init__(self, options: RunOptions, write: Callable[[str], object], callbacks: RunCallbacks) -> None:
+        """Store what to do.
+
+        Args:
+            options: The options.
+            write: Takes the output in pieces, unless the options name a file for it.
+            callbacks: Called as the run proceeds.
+        """
+        self._options = options
+        self._write = write
+        self._callbacks = callbacks
+
+    def execute(self) -> RunStatistics:
+        """Classify all images, and return the final counts.
+
+        Raises:
+            InvalidModelError: The model cannot be loaded.
+            MachineError: The device does not work, or another process writes the output.
+            UsageError: The output cannot be written where the options say.
+            DataError: The interrupted run to resume is a different one.
+            OSError: A file cannot be read or written.
+        """
+        target = self._check_targets()
+        sources = find_images(self._options.images, self._options.recursive)
+        first = list(islice(sources, 2))
+        self._load(is_single=len(first) < 2)
+        if target is None:
+            self._callbacks.on_start(0)
+            self._classify(chain(first, sources), self._write_result)
+        else:
+            self._write_file(target, chain(first, sources))
+        return self._statistics
+
+    def _check_targets(self) -> Path | None:
+        """Check, before anything is loaded, where results are written. Return the file, links followed."""
+        target = None
+        if self._options.output is not None:
+            from clf_runtime.sinks import output
+
+            target = output.check_target(self._options.output)
+        if self._options.annotate is not None:
+            from clf_runtime.sinks import annotate
+
+            annotate.check_folder(self._options.annotate, self._options.images, self._options.recursive)
+        return target
+
+    def _load(self, is_single: bool) -> None:
+        options = self._options
+        cores = options.threads or usable_cores()
+        # One image uses all cores; of many, each core has its own.
+        workers = 1 if is_single else cores
+        self._classifier = Classifier.load(options.model, device=options.device, threads=cores, workers=workers)
+        if self._classifier.warning:
+            self._callbacks.on_warning(self._classifier.warning)
+        self._statistics = RunStatistics(self._classifier.provider)
+        self._annotations = None
+        if options.annotate is not None:
+            from clf_runtime.sinks.annotate import Annotations
+
+            self._annotations = Annotations(options.annotate, self._classifier.spec.preprocess)
+            self._annotations.create_folder()
+
+    def _write_file(self, target: Path, sources: Iterator[ImageSource]) -> None:
+        from clf_runtime.sinks.output import Output
+
+        with Output(target, self._identity(), self._statistics, self._options.resume) as output:
+            if output.discarded:
+                self._callbacks.on_warning(
+                    f"{target}: starting over; --resume would have continued after {output.discarded:,} images"
+                )
+            if self._options.resume and not self._statistics.resumed:
+                self._callbacks.on_warning(
+                    f"{target}: there is no interrupted run to resume; starting from the beginning"
+                )
+            self._skip_classified(sources, output)
+            self._callbacks.on_start(self._statistics.resumed)
+            if not output.is_complete:
+                self._classify(sources, output.write)
+
+    def _skip_classified(self, sources: Iterator[ImageSource], output: Output) -> None:
+        """Skip the images that the interrupted run has classified. Raises DataError if they are different ones."""
+        for source in islice(sources, self._statistics.resumed):
+            output.skip(source.name)
+            if self._annotations is not None:
+                self._annotations.skip(source)
+        output.check_skipped()
+
+    def _classify(self, sources: Iterator[ImageSource], write: Callable[[str | None, str], object]) -> None:
+        """Classify images, and write name and text of each."""
+        options = self._options
+        formatter = FORMATTERS[options.output_format](self._statistics.resumed > 0)
+        write(None, formatter.header())
+        for source, result in self._classifier.predict_sources(sources, batch_size=options.batch_size, top=options.top):
+            if options.threshold > 0 and isinstance(result, Prediction):
+                result = result.apply_threshold(options.threshold)
+            if self._annotations is not None:
+                self._annotations.draw(source, result)
+            self._statistics.count(result)
+            self._callbacks.on_result(result)
+            write(source.name, formatter.format(result))
+        write(None, formatter.footer())
+
+    def _write_result(self, name: str | None, text: str) -> None:
+        if text:
+            self._write(text)
+
+    def _identity(self) -> dict[str, object]:
+        """Return everything that the results depend on: an interrupted run is resumed only if it is the same."""
+        return {
+            "clf-run": __version__,
+            "model": self._classifier.file.sha256,
+            "provider": self._classifier.provider,
+            "--format": self._options.output_format,
+            "--top": self._options.top,
+            "--threshold": self._options.threshold,
+            "folder": os.fsencode(Path.cwd()).decode("utf-8", "backslashreplace"),
+        }
 
 
-def count(options: RunOptions) -> int:
-    """Count the images that are named, without touching one."""
-    named = [each for each in options.images if not is_read_once(each)]
-    return sum(1 for _ in find_images(named, options.recursive)) + len(options.images) - len(named)
-
-
-def _checked(options: RunOptions) -> RunOptions:
-    """Refuse, before anything is opened, what could not be written. Raises UsageError."""
-    if options.output is not None:
-        from clf_runtime.sinks import output
-
-        options = options._replace(output=output.checked(options.output))
-    if options.annotate is not None:
-        from clf_runtime.sinks import annotate
-
-        annotate.check(options.annotate, options.images, options.recursive)
-    return options
-
-
-def _opened(options: RunOptions) -> tuple[Classifier, Iterator[ImageSource]]:
-    found = find_images(options.images, options.recursive)
-    first = list(islice(found, 2))
-    cores = options.threads or usable_cores()
-    # One image gets every core; of many, each gets its own.
-    workers = cores if len(first) > 1 else 1
-    classifier = Classifier.load(options.model, device=options.device, threads=cores, workers=workers)
-    return classifier, chain(first, found)
-
-
-def _results(
-    options: RunOptions,
-    classifier: Classifier,
-    images: Iterator[ImageSource],
-    annotations: Annotations | None,
-    statistics: RunStatistics,
-    callbacks: RunCallbacks,
-) -> Iterator[Result]:
-    results = classifier.predict_sources(images, batch_size=options.batch_size, top=options.top)
-    if options.threshold > 0:
-        results = (each if isinstance(each, Failure) else each.known_from(options.threshold) for each in results)
-    if annotations is not None:
-        results = annotations.drawn(results)
-    for result in results:
-        statistics.images += 1
-        statistics.failures += isinstance(result, Failure)
-        callbacks.answered(result)
-        yield result
-
-
-def _into_file(
-    options: RunOptions,
-    path: Path,
-    classifier: Classifier,
-    images: Iterator[ImageSource],
-    annotations: Annotations | None,
-    statistics: RunStatistics,
-    callbacks: RunCallbacks,
-) -> None:
-    from clf_runtime.sinks.output import Output
-
-    with Output(path, _identity(options, classifier), options.resume) as output:
-        rest = output.rest_of(images)
-        if annotations is not None:
-            annotations.passed_over()
-        if output.discarded:
-            callbacks.noticed(f"{path}: starting over; --resume would have gone on after {output.discarded:,} images")
-        if options.resume and not output.before.images:
-            callbacks.noticed(f"{path}: there is no unfinished run to go on with; starting from the beginning")
-        before = output.before
-        statistics.before, statistics.images, statistics.failures = before.images, before.images, before.failures
-        callbacks.begun(before.images)
-        results = output.noted(_results(options, classifier, rest, annotations, statistics, callbacks))
-        for line in lines(results, options.output_format, continued=before.images > 0):
-            output.write(line)
-
-
-def _identity(options: RunOptions, classifier: Classifier) -> dict[str, object]:
-    """Give what decides the answers: only the same can be gone on with."""
-    return {
-        "clf-run": __version__,
-        "model": classifier.file.sha256,
-        "provider": classifier.provider,
-        "--format": options.output_format,
-        "--top": options.top,
-        "--threshold": options.threshold,
-        "folder": os.fsencode(Path.cwd()).decode("utf-8", "backslashreplace"),
-    }
+def count_images(options: RunOptions) -> int:
+    """Return the number of images that the arguments name, without opening one."""
+    arguments = [argument for argument in options.images if not is_read_once(argument)]
+    read_once = len(options.images) - len(arguments)
+    return sum(1 for _ in find_images(arguments, options.recursive)) + read_once

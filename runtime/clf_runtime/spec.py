@@ -1,7 +1,7 @@
-"""The spec: what a model needs to know about itself, as JSON inside every exported file.
+"""The spec: the description of a model, stored as JSON inside every exported file.
 
-Parsed once, here, into frozen dataclasses; whatever is wrong or newer than this reader is refused with the
-reason. `docs/artifact-format.md` describes the fields for readers in other languages.
+It is parsed once, here, into frozen dataclasses. A field that is missing, unknown or invalid is an error that names the
+field. `docs/artifact-format.md` describes the fields for readers in other languages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal, cast, get_args
 from clf_runtime.errors import InvalidModelError
 
 FORMAT = 1
-MAX_SIDE = 4096  # pixels; a larger input is a broken number, not a classifier
+MAX_SIDE = 4096  # pixels; a larger input is a wrong number, not a classifier
 
 Color = Literal["L", "RGB"]
 ResizeMode = Literal["squash", "crop", "pad"]
@@ -24,28 +24,46 @@ Resample = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the graph's input, uint8 (height, width, channels)."""
+    """How an image becomes the input of the graph, uint8 (height, width, channels).
+
+    Attributes:
+        color: `"L"` (grayscale) or `"RGB"`.
+        height: Height of the input in pixels.
+        width: Width of the input in pixels.
+        resize: What happens to an image of another shape: `"squash"` ignores its aspect ratio, `"crop"` takes its
+            centre, `"pad"` adds `background` around it.
+        crop_ratio: With `"crop"`, the side of the crop divided by that of the resized image, 0 < ratio <= 1.
+        resample: The filter: `"bilinear"` or `"bicubic"`, both antialiased.
+        background: The color under transparency and around `"pad"`: one value per channel, 0..255.
+    """
 
     color: Color
     height: int
     width: int
     resize: ResizeMode
-    crop_ratio: float  # the part of the fitted image that a crop keeps, 0 < ratio <= 1
+    crop_ratio: float
     resample: Resample
-    background: tuple[int, ...]  # 0..255 per channel; under transparency and around `pad`
+    background: tuple[int, ...]
 
     @property
     def channels(self) -> int:
+        """1 for grayscale, 3 for RGB."""
         return 1 if self.color == "L" else 3
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the input."""
         return self.height, self.width, self.channels
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """Mean and standard deviation per channel of pixels in 0..1. For information: the graph applies it."""
+    """The normalization inside the graph, for information: pixels in 0..1 minus `mean`, divided by `std`.
+
+    Attributes:
+        mean: One value per channel.
+        std: One value per channel, above 0.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -53,235 +71,281 @@ class Normalize:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the model reached on images that took no part in its training."""
+    """What the model reaches on images that took no part in its training.
+
+    Attributes:
+        split: Where these images come from.
+        images: Their number.
+        accuracy: The fraction that is classified correctly, 0..1.
+        loss: The mean negative log-likelihood of the graph's probabilities, in nats.
+        calibration_error: The expected calibration error with 15 bins of equal width (Guo et al. 2017), 0..1.
+    """
 
     split: str
     images: int
-    accuracy: float  # 0..1
-    loss: float  # negative log-likelihood in nats, of the probabilities that the graph gives
-    calibration_error: float  # expected calibration error, 15 bins of equal width (Guo et al. 2017)
+    accuracy: float
+    loss: float
+    calibration_error: float
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the model comes from; enough to find its data again and to train it again."""
+    """Where the model comes from: enough to find its data again and to repeat its training.
 
-    data: str | None  # a data set's name, or the folder as it was typed; None where an import named none
+    Attributes:
+        data: The name of a data set, or the folder as it was typed; None if an import named none.
+        data_root: The folder that data sets are downloaded to.
+        fingerprint: SHA-256 of the test split: of its images and their classes.
+        test_split: The fraction of the images that was split off for testing, if there was no test folder.
+        seed: The seed of the training.
+        epochs: The number of epochs; fractional if training ended within one.
+        state_dict_sha256: SHA-256 of the weights.
+        time: When training ended: ISO 8601, UTC.
+        command: The command line.
+        versions: Package name → version.
+    """
+
+    data: str | None
     data_root: str | None
-    fingerprint: str | None  # SHA-256 of the held-out images and their classes
-    test_split: float  # the share of the images that was kept from training, where there was no test folder
+    fingerprint: str | None
+    test_split: float
     seed: int
-    epochs: float  # a part of one where training ended within it
+    epochs: float
     state_dict_sha256: str
-    time: str  # ISO 8601, UTC
+    time: str
     command: str
     versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything about a model but its weights. Source of the fields: docs/artifact-format.md."""
+    """The description of a model: everything except its weights.
+
+    `docs/artifact-format.md` is the reference for the JSON.
+
+    Attributes:
+        architecture: The name of the network.
+        labels: The class names, in the order of the graph's outputs.
+        preprocess: How an image becomes the input of the graph.
+        normalize: The normalization inside the graph.
+        temperature: The graph divides the logits by it before the softmax (Guo et al. 2017).
+        metrics: What the model reached on its test images; None if they were never measured.
+        provenance: Where the model comes from; None if unknown.
+        format: The version of the spec's format.
+    """
 
     architecture: str
-    labels: tuple[str, ...]  # in output order
+    labels: tuple[str, ...]
     preprocess: Preprocess
     normalize: Normalize
-    temperature: float  # the graph divides the logits by it before the softmax (Guo et al. 2017)
+    temperature: float
     metrics: Metrics | None
     provenance: Provenance | None
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:
-        """Give the JSON text that `from_json` reads; the same spec gives the same text."""
+        """Return the JSON text that `from_json` reads. Equal specs return equal texts."""
         return json.dumps(asdict(self), ensure_ascii=False, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> ModelSpec:
-        """Parse and check `text`; `source` is the file to name in a refusal. Raises InvalidModelError."""
+        """Parse and validate a spec.
+
+        Args:
+            text: The JSON text.
+            source: The name of the file, for error messages.
+
+        Returns:
+            The spec.
+
+        Raises:
+            InvalidModelError: The text is not JSON, a field is missing, unknown or invalid, or the format is newer than
+                this version of clf-edge.
+        """
         try:
             content = json.loads(text)
         except ValueError as error:
-            raise InvalidModelError(f"{source}: refused: its spec is not JSON ({error}); export it again") from None
-        return _spec(_Fields(content, source, ""), source)
+            raise InvalidModelError(f"{source}: its spec is not valid JSON ({error}); export it again") from None
+        return _parse_spec(_Fields(content, source, ""), source)
 
 
 class _Fields:
-    """One JSON object, read key by key; every key must be there, be read, and be what it should be."""
+    """A JSON object that is read key by key. Every key must be present, known and valid."""
 
     def __init__(self, content: object, source: str, path: str) -> None:
         self._source = source
         self._path = path
         if not isinstance(content, dict):
-            raise self.refusal("", f"is {_shown(content)}", "an object")
+            raise self.error("", f"is {_abbreviate(content)}", "an object")
         self._content = cast("dict[str, object]", content)
         self._unread = set(self._content)
 
-    def refusal(self, key: str, found: str, expected: str) -> InvalidModelError:
+    def error(self, key: str, found: str, expected: str) -> InvalidModelError:
         name = ".".join(part for part in (self._path, key) if part) or "its spec"
-        return InvalidModelError(f"{self._source}: refused: {name} {found}, expected {expected}; export it again")
+        return InvalidModelError(f"{self._source}: {name} {found}, expected {expected}; export it again")
 
-    def done(self) -> None:
+    def check_all_read(self) -> None:
         if self._unread:
-            raise self.refusal(min(self._unread), "is not a field of format 1", "only the known fields")
+            raise self.error(min(self._unread), "is not a field of format 1", "only the known fields")
 
     def take(self, key: str) -> object:
         if key not in self._content:
-            raise self.refusal(key, "is missing", "a value")
+            raise self.error(key, "is missing", "a value")
         self._unread.discard(key)
         return self._content[key]
 
-    def optional(self, key: str) -> _Fields | None:
-        return None if self.take(key) is None else self.fields(key)
+    def nested_or_null(self, key: str) -> _Fields | None:
+        return None if self.take(key) is None else self.nested(key)
 
-    def fields(self, key: str) -> _Fields:
+    def nested(self, key: str) -> _Fields:
         return _Fields(self.take(key), self._source, ".".join(part for part in (self._path, key) if part))
 
-    def text(self, key: str) -> str:
+    def string(self, key: str) -> str:
         value = self.take(key)
         if not isinstance(value, str):
-            raise self.refusal(key, f"is {_shown(value)}", "a text")
+            raise self.error(key, f"is {_abbreviate(value)}", "a string")
         return value
 
-    def text_or_null(self, key: str) -> str | None:
+    def string_or_null(self, key: str) -> str | None:
         value = self.take(key)
         if value is not None and not isinstance(value, str):
-            raise self.refusal(key, f"is {_shown(value)}", "a text or null")
+            raise self.error(key, f"is {_abbreviate(value)}", "a string or null")
         return value
 
-    def choice(self, key: str, among: Iterable[str]) -> str:
+    def choice(self, key: str, choices: Iterable[str]) -> str:
         value = self.take(key)
-        if value not in tuple(among):
-            raise self.refusal(key, f"is {_shown(value)}", " or ".join(among))
+        if value not in tuple(choices):
+            raise self.error(key, f"is {_abbreviate(value)}", " or ".join(choices))
         return value
 
-    def whole(self, key: str, low: int, high: int | None = None) -> int:
+    def integer(self, key: str, low: int, high: int | None = None) -> int:
         value = self.take(key)
-        if not _is_whole(value, low, high):
+        if not _is_integer(value, low, high):
             bounds = f"from {low}" + (f" to {high}" if high is not None else "")
-            raise self.refusal(key, f"is {_shown(value)}", f"a whole number {bounds}")
+            raise self.error(key, f"is {_abbreviate(value)}", f"an integer {bounds}")
         return cast("int", value)
 
     def number(self, key: str, low: float, high: float = math.inf, above: bool = False) -> float:
         value = self.take(key)
         if not _is_number(value) or not low <= value <= high or (above and value == low):  # type: ignore[operator]
             bounds = f"{'above' if above else 'from'} {low:g}" + ("" if high == math.inf else f" to {high:g}")
-            raise self.refusal(key, f"is {_shown(value)}", f"a number {bounds}")
+            raise self.error(key, f"is {_abbreviate(value)}", f"a number {bounds}")
         return float(cast("float", value))
 
-    def sequence(self, key: str, length: int | None = None) -> list[object]:
+    def array(self, key: str, length: int | None = None) -> list[object]:
         value = self.take(key)
         if not isinstance(value, list) or (length is not None and len(value) != length):
             expected = "a list" if length is None else f"a list of {length}"
-            raise self.refusal(key, f"is {_shown(value)}", expected)
+            raise self.error(key, f"is {_abbreviate(value)}", expected)
         return cast("list[object]", value)
 
 
-def _spec(fields: _Fields, source: str) -> ModelSpec:
-    format_ = fields.whole("format", 1)
+def _parse_spec(fields: _Fields, source: str) -> ModelSpec:
+    format_ = fields.integer("format", 1)
     if format_ > FORMAT:
         raise InvalidModelError(
-            f"{source}: refused: format is {format_}, expected {FORMAT} at most; update clf-edge here"
+            f"{source}: spec format is {format_}, expected at most {FORMAT}; update clf-edge on this machine"
         )
-    preprocess = _preprocess(fields.fields("preprocess"))
+    preprocess = _parse_preprocess(fields.nested("preprocess"))
     spec = ModelSpec(
         format=format_,
-        architecture=fields.text("architecture"),
-        labels=_labels(fields),
+        architecture=fields.string("architecture"),
+        labels=_parse_labels(fields),
         preprocess=preprocess,
-        normalize=_normalize(fields.fields("normalize"), preprocess.channels),
+        normalize=_parse_normalize(fields.nested("normalize"), preprocess.channels),
         temperature=fields.number("temperature", 0, above=True),
-        metrics=_metrics(fields.optional("metrics")),
-        provenance=_provenance(fields.optional("provenance")),
+        metrics=_parse_metrics(fields.nested_or_null("metrics")),
+        provenance=_parse_provenance(fields.nested_or_null("provenance")),
     )
-    fields.done()
+    fields.check_all_read()
     return spec
 
 
-def _labels(fields: _Fields) -> tuple[str, ...]:
-    labels = fields.sequence("labels")
+def _parse_labels(fields: _Fields) -> tuple[str, ...]:
+    labels = fields.array("labels")
     if len(labels) < 2:
-        raise fields.refusal("labels", f"has {len(labels)}", "2 or more")
+        raise fields.error("labels", f"has {len(labels)}", "at least 2")
     for label in labels:
         if not isinstance(label, str) or not label:
-            raise fields.refusal("labels", f"has {_shown(label)}", "texts that are not empty")
+            raise fields.error("labels", f"has {_abbreviate(label)}", "non-empty strings")
     if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise fields.refusal("labels", f"has {_shown(twice)} twice", "each once")
+        duplicate = next(label for label in labels if labels.count(label) > 1)
+        raise fields.error("labels", f"has {_abbreviate(duplicate)} twice", "distinct labels")
     return tuple(cast("list[str]", labels))
 
 
-def _preprocess(fields: _Fields) -> Preprocess:
+def _parse_preprocess(fields: _Fields) -> Preprocess:
     color = cast("Color", fields.choice("color", get_args(Color)))
-    background = fields.sequence("background", 1 if color == "L" else 3)
-    if not all(_is_whole(value, 0, 255) for value in background):
-        raise fields.refusal("background", f"is {_shown(background)}", "whole numbers from 0 to 255")
+    background = fields.array("background", 1 if color == "L" else 3)
+    if not all(_is_integer(value, 0, 255) for value in background):
+        raise fields.error("background", f"is {_abbreviate(background)}", "integers from 0 to 255")
     preprocess = Preprocess(
         color=color,
-        height=fields.whole("height", 1, MAX_SIDE),
-        width=fields.whole("width", 1, MAX_SIDE),
+        height=fields.integer("height", 1, MAX_SIDE),
+        width=fields.integer("width", 1, MAX_SIDE),
         resize=cast("ResizeMode", fields.choice("resize", get_args(ResizeMode))),
         crop_ratio=fields.number("crop_ratio", 0, 1, above=True),
         resample=cast("Resample", fields.choice("resample", get_args(Resample))),
         background=tuple(cast("list[int]", background)),
     )
-    fields.done()
+    fields.check_all_read()
     return preprocess
 
 
-def _normalize(fields: _Fields, channels: int) -> Normalize:
+def _parse_normalize(fields: _Fields, channels: int) -> Normalize:
     values = {}
     for key in ("mean", "std"):
-        numbers = fields.sequence(key, channels)
+        numbers = fields.array(key, channels)
         if not all(_is_number(value) and (key == "mean" or value > 0) for value in numbers):  # type: ignore[operator]
-            raise fields.refusal(key, f"is {_shown(numbers)}", "numbers, and for std above 0")
+            raise fields.error(key, f"is {_abbreviate(numbers)}", "numbers, above 0 in std")
         values[key] = tuple(float(value) for value in cast("list[float]", numbers))
-    fields.done()
+    fields.check_all_read()
     return Normalize(**values)
 
 
-def _metrics(fields: _Fields | None) -> Metrics | None:
+def _parse_metrics(fields: _Fields | None) -> Metrics | None:
     if fields is None:
         return None
     metrics = Metrics(
-        split=fields.text("split"),
-        images=fields.whole("images", 1),
+        split=fields.string("split"),
+        images=fields.integer("images", 1),
         accuracy=fields.number("accuracy", 0, 1),
         loss=fields.number("loss", 0),
         calibration_error=fields.number("calibration_error", 0, 1),
     )
-    fields.done()
+    fields.check_all_read()
     return metrics
 
 
-def _provenance(fields: _Fields | None) -> Provenance | None:
+def _parse_provenance(fields: _Fields | None) -> Provenance | None:
     if fields is None:
         return None
     versions = fields.take("versions")
     if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
-        raise fields.refusal("versions", f"is {_shown(versions)}", "an object of texts")
+        raise fields.error("versions", f"is {_abbreviate(versions)}", "an object of strings")
     provenance = Provenance(
-        data=fields.text_or_null("data"),
-        data_root=fields.text_or_null("data_root"),
-        fingerprint=fields.text_or_null("fingerprint"),
+        data=fields.string_or_null("data"),
+        data_root=fields.string_or_null("data_root"),
+        fingerprint=fields.string_or_null("fingerprint"),
         test_split=fields.number("test_split", 0, 1),
-        seed=fields.whole("seed", 0),
-        epochs=_whole_if_whole(fields.number("epochs", 0)),
-        state_dict_sha256=fields.text("state_dict_sha256"),
-        time=fields.text("time"),
-        command=fields.text("command"),
+        seed=fields.integer("seed", 0),
+        epochs=_integer_if_integral(fields.number("epochs", 0)),
+        state_dict_sha256=fields.string("state_dict_sha256"),
+        time=fields.string("time"),
+        command=fields.string("command"),
         versions=versions,
     )
-    fields.done()
+    fields.check_all_read()
     return provenance
 
 
-def _whole_if_whole(number: float) -> float:
-    # So that 30 is written as 30 again.
+def _integer_if_integral(number: float) -> float:
+    # 30 is written as 30 again, not as 30.0.
     return int(number) if number.is_integer() else number
 
 
-def _is_whole(value: object, low: int, high: int | None) -> bool:
-    # bool is an int in Python, not in JSON
+def _is_integer(value: object, low: int, high: int | None) -> bool:
+    # bool is a subclass of int in Python, but not a number in JSON.
     return type(value) is int and low <= value and (high is None or value <= high)
 
 
@@ -289,6 +353,6 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(cast("float", value))
 
 
-def _shown(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

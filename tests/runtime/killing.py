@@ -1,9 +1,9 @@
-"""Runs `clf-run ARGUMENTS` over and over, killed at its first change, at its second, …, and each time resumed.
+"""Runs `clf-run ARGUMENTS` repeatedly, killed at its first change, at its second, …, and resumed each time.
 
-usage: killing.py OUTPUT EXPECTED ARGUMENTS...     prints how many places it was killed at
+usage: killing.py OUTPUT EXPECTED ARGUMENTS...     prints the number of changes at which it was killed
 
-A change is a file opened for writing, renamed or removed, and the writing of a line of the journal. Each run is a fork
-of this process, which has imported everything and opened nothing.
+A change is a file that is opened for writing, renamed or removed, or a new line of the journal. Each run is a fork of
+this process, which has imported everything and opened nothing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from clf_runtime.sinks import (
     output,
 )
 
-output.SECONDS_BETWEEN_POINTS = 0.0
+output.SECONDS_BETWEEN_CHECKPOINTS = 0.0
 
 
-def forked(run: Callable[[], object]) -> int:
-    """Run in a process of its own, and give how it ended."""
+def run_forked(run: Callable[[], object]) -> int:
+    """Run in a forked process, and return its exit code."""
     process = os.fork()
     if process == 0:
         try:
@@ -40,8 +40,8 @@ def forked(run: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def killed(arguments: list[str], at: int) -> None:
-    """Run, until just before change number `at`."""
+def run_until(arguments: list[str], at: int) -> None:
+    """Run clf-run, and kill it just before change number `at`."""
     seen = 0
     folder, add = Path.cwd(), journal.Journal.add
 
@@ -59,9 +59,9 @@ def killed(arguments: list[str], at: int) -> None:
         if inside and (writes or event in ("os.rename", "os.remove")):
             change()
 
-    def add_and_change(self: journal.Journal, point: journal.Point) -> None:
+    def add_and_change(self: journal.Journal, checkpoint: journal.Checkpoint) -> None:
         change()
-        add(self, point)
+        add(self, checkpoint)
 
     sys.addaudithook(hook)
     journal.Journal.add = add_and_change  # type: ignore[method-assign]
@@ -70,19 +70,19 @@ def killed(arguments: list[str], at: int) -> None:
 
 
 def main() -> None:
-    answers, expected, *arguments = sys.argv[1:]
+    results, expected, *arguments = sys.argv[1:]
     at = 0
     while True:
         at += 1
-        Path(answers).unlink(missing_ok=True)
-        code = forked(partial(killed, arguments, at))
+        Path(results).unlink(missing_ok=True)
+        code = run_forked(partial(run_until, arguments, at))
         if code != -signal.SIGKILL:
             break
-        content = Path(answers).read_text() if Path(answers).exists() else None
-        assert content in (None, Path(expected).read_text()), f"half a file after change {at}"
-        code = forked(lambda: os._exit(cli.command.main([*arguments, "--resume"], standalone_mode=False)))
+        content = Path(results).read_text() if Path(results).exists() else None
+        assert content in (None, Path(expected).read_text()), f"an incomplete file after change {at}"
+        code = run_forked(lambda: os._exit(cli.command.main([*arguments, "--resume"], standalone_mode=False)))
         assert code in (0, 1), f"resumed after change {at}: exit code {code}"
-        assert Path(answers).read_text() == Path(expected).read_text(), f"other answers after change {at}"
+        assert Path(results).read_text() == Path(expected).read_text(), f"different results after change {at}"
         left = list(Path().glob("*.partial*"))
         assert not left, f"{left} after change {at}"
     print(at - 1)

@@ -1,4 +1,4 @@
-"""A file appears under its name complete or not at all, and what a killed process left is swept."""
+"""Atomic writes: a file appears complete or not at all, and leftovers of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def a_process_that_is_no_more() -> int:
+def id_of_an_ended_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
 
 
-def cut_off_while_writing(path: Path) -> None:
+def fail_while_writing(path: Path) -> None:
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(b"half")
-        raise RuntimeError("cut off")
+        raise RuntimeError("interrupted")
 
 
-def cut_off_while_filling(folder: Path) -> None:
+def fail_while_filling(folder: Path) -> None:
     with files.atomic_folder(folder, "last", ()) as staging:
         fill(staging, "half")
-        raise RuntimeError("cut off")
+        raise RuntimeError("interrupted")
 
 
-def test_what_was_there_stays_until_the_new_file_is_complete(tmp_path):
+def test_an_existing_file_stays_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "a"
-    files.write(path, b"old")
+    files.atomic_write(path, b"old")
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
-    with pytest.raises(RuntimeError, match="cut off"):
-        cut_off_while_writing(path)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fail_while_writing(path)
     assert path.read_bytes() == b"new"
     assert names(tmp_path) == {"a"}
 
 
-def test_a_fault_without_a_name_gets_that_of_the_file(tmp_path):
+def test_an_os_error_without_a_file_name_gets_that_of_the_file(tmp_path):
     with pytest.raises(OSError, match="No space") as raised, files.atomic_path(tmp_path / "a"):
         raise OSError(28, "No space left on device")
     assert raised.value.filename == str(tmp_path / "a")
@@ -64,7 +64,7 @@ def fill(folder: Path, text: str) -> None:
     (folder / "inside" / text).write_text(text)
 
 
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
+def test_all_entries_of_a_folder_are_replaced_together(tmp_path):
     folder = tmp_path / "deep" / "folder"
     for text in ("old", "new"):
         with files.atomic_folder(folder, "last", ("derived", "never there")) as staging:
@@ -75,13 +75,13 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert (folder / "last").read_text() == "new"
 
 
-def test_a_folder_that_was_not_there_is_not_left_behind_empty(tmp_path):
-    with pytest.raises(RuntimeError, match="cut off"):
-        cut_off_while_filling(tmp_path / "a")
+def test_a_new_folder_is_removed_if_writing_fails(tmp_path):
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fail_while_filling(tmp_path / "a")
     assert names(tmp_path) == set()
 
 
-def test_a_file_where_a_folder_should_be_is_told(tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "a").touch()
     with (
         pytest.raises(NotADirectoryError, match="expected a folder"),
@@ -90,11 +90,11 @@ def test_a_file_where_a_folder_should_be_is_told(tmp_path):
         pass
 
 
-def test_what_a_killed_process_left_is_swept_and_what_others_work_on_is_not(tmp_path):
-    gone = a_process_that_is_no_more()
-    for name in (f".staging.{gone}", f".staging.{os.getppid()}", ".staging.mine"):
+def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_are_not(tmp_path):
+    ended = id_of_an_ended_process()
+    for name in (f".staging.{ended}", f".staging.{os.getppid()}", ".staging.mine"):
         (tmp_path / name).mkdir()
-    for name in (f".model.onnx.{gone}.tmp", ".model.onnx.1.tmp", ".notes.tmp"):
+    for name in (f".model.onnx.{ended}.tmp", ".model.onnx.1.tmp", ".notes.tmp"):
         (tmp_path / name).touch()
     with files.atomic_folder(tmp_path, "last", ()) as staging:
         fill(staging, "new")
@@ -103,8 +103,8 @@ def test_what_a_killed_process_left_is_swept_and_what_others_work_on_is_not(tmp_
 
 
 @pytest.fixture
-def somebody_elses():
-    """Give the number of a process that this one may not signal, and what takes root's right to do so."""
+def foreign_process():
+    """The id of a process that this one may not signal, and a command prefix that takes this right from root."""
     if os.geteuid() != 0:
         yield 1, ()
         return
@@ -115,15 +115,15 @@ def somebody_elses():
         process.kill()
 
 
-def test_what_somebody_elses_process_is_writing_is_left_alone(tmp_path, somebody_elses):
-    process, prefix = somebody_elses
+def test_files_of_another_users_process_are_not_removed(tmp_path, foreign_process):
+    process, prefix = foreign_process
     (tmp_path / f".staging.{process}").mkdir()
-    code = f"from clf_runtime.files import *\nwith folder_or_absent(Path({str(tmp_path)!r}), 'last', ()): pass"
+    code = f"from clf_runtime.files import *\nwith atomic_folder(Path({str(tmp_path)!r}), 'last', ()): pass"
     subprocess.run([*prefix, sys.executable, "-c", code], check=True)
     assert names(tmp_path) == {f".staging.{process}"}
 
 
-def test_windows_has_no_handle_to_put_a_folder_on_disk_by(tmp_path, monkeypatch):
+def test_a_folder_is_not_flushed_on_windows(tmp_path, monkeypatch):
     def fail(*arguments: object) -> None:
         raise PermissionError(13, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""What the runtime imports, and what it does not: the device has nothing else."""
+"""What the runtime imports: nothing that a device does not have, and nothing that a command does not need."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ NEVER_ON_A_DEVICE = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "j
 
 
 def modules_after(code: str) -> set[str]:
+    """Return the top-level modules that a new process has imported after running `code`."""
     program = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in done.stderr.split()}
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in process.stderr.split()}
 
 
 @pytest.mark.parametrize(
@@ -29,11 +30,16 @@ def test_help_and_version_import_nothing_heavy(module, flag):
     assert not loaded & set(HEAVY)
 
 
-def test_importing_the_package_loads_nothing_but_itself():
+def test_importing_the_package_imports_nothing_else():
     assert not modules_after("import clf_runtime; clf_runtime.ClfError") & {*HEAVY, "click"}
 
 
-def test_classifying_a_image_needs_neither_torch_nor_onnx(model, samples):
+def test_formatting_a_duration_imports_nothing_heavy():
+    # clf-train formats durations too, and does not need onnxruntime.
+    assert not modules_after("from clf_runtime.progress import format_duration; format_duration(1)") & set(HEAVY)
+
+
+def test_classifying_an_image_needs_neither_torch_nor_onnx(model, samples):
     loaded = modules_after(
         f"from clf_runtime import Classifier\nClassifier.load({str(model)!r}).predict({str(samples[0])!r})"
     )
@@ -41,7 +47,7 @@ def test_classifying_a_image_needs_neither_torch_nor_onnx(model, samples):
     assert not loaded & set(NEVER_ON_A_DEVICE)
 
 
-def test_every_public_name_resolves_and_no_other_does():
+def test_every_public_name_is_found_and_no_other():
     import clf_runtime
 
     assert all(getattr(clf_runtime, name) is not None for name in clf_runtime.__all__)

@@ -1,4 +1,4 @@
-"""Threads come from what this process may use, not from the host."""
+"""Cores and memory: what this process may use, not what the host has."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ def cgroups(tmp_path, monkeypatch):
     return write
 
 
-def test_without_cgroups_the_affinity_mask_decides(cgroups):
+def test_without_cgroups_the_affinity_mask_is_the_limit(cgroups):
     assert cgroups(None, {}) == 64
 
 
-def test_a_quota_of_version_2_decides(cgroups):
+def test_a_quota_of_cgroup_v2_is_the_limit(cgroups):
     assert cgroups("0::/a/b\n", {"a/b/cpu.max": "300000 100000\n"}) == 3
 
 
-def test_the_tightest_quota_among_the_parents_decides(cgroups):
+def test_the_smallest_quota_among_the_parents_is_the_limit(cgroups):
     assert cgroups("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "250000 100000\n"}) == 2
 
 
-def test_less_than_one_core_is_one_thread(cgroups):
+def test_a_quota_below_one_core_allows_one_thread(cgroups):
     assert cgroups("0::/\n", {"cpu.max": "50000 100000\n"}) == 1
 
 
-def test_a_quota_of_version_1_decides(cgroups):
+def test_a_quota_of_cgroup_v1_is_the_limit(cgroups):
     files = {"cpu/docker/x/cpu.cfs_quota_us": "400000\n", "cpu/docker/x/cpu.cfs_period_us": "100000\n"}
     assert cgroups("5:cpuset:/\n4:cpu,cpuacct:/docker/x\n", files) == 4
 
 
-def test_no_quota_of_version_1_is_no_limit(cgroups):
+def test_a_negative_quota_of_cgroup_v1_is_no_limit(cgroups):
     assert cgroups("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}) == 64
 
 
@@ -63,7 +63,7 @@ def test_a_process_bound_to_one_core_uses_one():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "1"
 
 
-def test_where_there_is_no_affinity_mask_the_processor_count_decides(monkeypatch):
+def test_without_an_affinity_mask_the_number_of_processors_is_the_limit(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert machine._affinity() == 3
@@ -83,7 +83,7 @@ def memory(tmp_path, listing: str, files: dict[str, str]) -> int:
 MEMINFO = "MemTotal:       24000 kB\nMemFree:  10 kB\nMemAvailable:    8000 kB\n"
 
 
-def test_usable_memory_is_what_the_system_has_to_give(tmp_path):
+def test_usable_memory_is_what_the_system_has_available(tmp_path):
     assert memory(tmp_path, "0::/\n", {"meminfo": MEMINFO}) == 8000 * 1024
 
 
@@ -95,11 +95,11 @@ def test_usable_memory_is_what_the_system_has_to_give(tmp_path):
         ("7:memory:/x\n", {"memory/x/memory.limit_in_bytes": "3000\n", "memory/x/memory.usage_in_bytes": "0\n"}),
     ],
 )
-def test_a_cgroup_leaves_what_it_does_not_use_yet(tmp_path, listing, files):
+def test_usable_memory_is_what_remains_of_the_cgroup_limit(tmp_path, listing, files):
     assert memory(tmp_path, listing, {"meminfo": MEMINFO, **files}) == 3000
 
 
-def test_where_nothing_is_told_it_is_a_part_of_what_the_machine_has(tmp_path, monkeypatch):
+def test_if_nothing_is_reported_usable_memory_is_a_quarter_of_the_total(tmp_path, monkeypatch):
     assert memory(tmp_path, "", {}) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     monkeypatch.delattr(os, "sysconf")
     assert memory(tmp_path, "", {}) == 2**31

@@ -1,4 +1,4 @@
-"""The container: what is damaged, foreign or cut short is refused before onnxruntime sees a byte."""
+"""The container: a damaged, foreign or truncated file is an error before onnxruntime reads a byte of it."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from rewriting import rewritten
 
 from clf_runtime import onnx_file
 from clf_runtime.errors import InvalidModelError
-from clf_runtime.onnx_file import FOOTER_BYTES, OnnxFile, footer, metadata_entry
-from clf_runtime.protobuf import tagged
+from clf_runtime.onnx_file import FOOTER_BYTES, OnnxFile, footer, metadata_entry, parse_version
+from clf_runtime.protobuf import encode_field
+from clf_runtime.spec import ModelSpec
 
 
-def signed(content: bytes) -> bytes:
+def with_footer(content: bytes) -> bytes:
     return content + footer(hashlib.sha256(content).hexdigest())
 
 
-def refusal(path, content: bytes) -> str:
+def error_of(path: Path, content: bytes) -> str:
+    """Return the message of the error for a file with this content."""
     path.write_bytes(content)
-    with pytest.raises(InvalidModelError) as refused:
+    with pytest.raises(InvalidModelError) as error:
         onnx_file.read(path)
-    assert str(refused.value).startswith(f"{path}: refused: ")
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def foreign_model(domain: str = "", tensor: TensorProto | None = None, inside: str = "initializer") -> bytes:
-    """Give an ONNX file made with the onnx package, with a spec's name but nothing of ours."""
+    """Return an ONNX file made with the onnx package, without our metadata."""
     node = helper.make_node("Identity", ["image"], ["logits"], domain=domain)
     graph = helper.make_graph(
         [node],
@@ -64,13 +66,19 @@ def foreign_model(domain: str = "", tensor: TensorProto | None = None, inside: s
     return model.SerializeToString()
 
 
+@pytest.fixture
+def spec(model) -> ModelSpec:
+    """A valid spec."""
+    return onnx_file.read(model).spec
+
+
 def external_tensor() -> TensorProto:
     tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="../../etc/passwd")
     return tensor
 
 
-def test_an_exported_file_says_what_it_is(model):
+def test_an_exported_file_is_read_with_its_digest_versions_metadata_and_spec(model):
     file = onnx_file.read(model)
     content = model.read_bytes()
     assert isinstance(file, OnnxFile)
@@ -78,9 +86,10 @@ def test_an_exported_file_says_what_it_is(model):
     assert file.sha256 == hashlib.sha256(content[:-FOOTER_BYTES]).hexdigest()
     assert (file.opset, file.ir_version, file.oldest_runtime) == (18, 8, "1.15")
     assert {"clf.spec", "clf.selftest", "clf.parity", "clf.sha256"} <= set(file.metadata)
+    assert file.spec == ModelSpec.from_json(file.metadata["clf.spec"], "model.onnx")
 
 
-def test_it_stays_a_valid_onnx_file_for_every_other_tool(model):
+def test_an_exported_file_is_valid_for_other_onnx_tools(model):
     loaded = onnx.load(model)
     onnx.checker.check_model(loaded, full_check=True)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -92,92 +101,92 @@ def test_it_stays_a_valid_onnx_file_for_every_other_tool(model):
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
 
 
-def test_it_carries_no_path_and_no_call_stack_of_the_machine_that_made_it(model):
+def test_an_exported_file_contains_no_path_and_no_call_stack_of_the_machine(model):
     content = model.read_bytes()
     for trace in (b"site-packages", b"pkg.torch", b".py", os.fsencode(Path.cwd())):
         assert trace not in content
 
 
-def test_a_changed_byte_anywhere_is_refused(model, tmp_path):
+def test_a_changed_byte_anywhere_is_an_error(model, tmp_path):
     content = model.read_bytes()
     positions = [*range(0, len(content), len(content) // 60), *range(len(content) - FOOTER_BYTES, len(content))]
     for position in positions:
         broken = bytearray(content)
         broken[position] ^= 0x10
-        assert "digest" in refusal(tmp_path / "model.onnx", bytes(broken)) or position >= len(content) - FOOTER_BYTES
+        assert "digest" in error_of(tmp_path / "model.onnx", bytes(broken)) or position >= len(content) - FOOTER_BYTES
 
 
-@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.9999])
-def test_a_file_that_was_cut_short_is_refused(model, tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.001, 0.3, 0.9, 0.9999])
+def test_a_truncated_file_is_an_error(model, tmp_path, fraction):
     content = model.read_bytes()
-    refusal(tmp_path / "model.onnx", content[: int(len(content) * share)])
+    error_of(tmp_path / "model.onnx", content[: int(len(content) * fraction)])
 
 
-def test_a_file_written_again_by_another_tool_is_refused(model, tmp_path):
+def test_a_file_rewritten_by_another_tool_is_an_error(model, tmp_path):
     loaded = onnx.load(model)
     loaded.doc_string = "simplified"
-    assert "digest" in refusal(tmp_path / "model.onnx", loaded.SerializeToString())
+    assert "digest" in error_of(tmp_path / "model.onnx", loaded.SerializeToString())
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (b"", "it is empty"),
-        (b"no model at all", "it is no ONNX file"),
-        (b"PK\x03\x04" + bytes(100), "looks like a file of PyTorch"),
-        (b"\x08\x08", "it is no ONNX file"),
-        (metadata_entry("clf.spec", "{}"), "it is no ONNX file"),
-        (foreign_model(), "without clf.spec in its metadata"),
-        (foreign_model() + metadata_entry("clf.spec", "{}"), "its digest is not where it belongs"),
-        (foreign_model() + b"\x72\x04\x0a\x02\xff\xff", "it is no ONNX file"),
+        (b"", "the file is empty"),
+        (b"no model at all", "not an ONNX file"),
+        (b"PK\x03\x04" + bytes(100), "looks like a PyTorch file"),
+        (b"\x08\x08", "not an ONNX file"),
+        (metadata_entry("clf.spec", "{}"), "not an ONNX file"),
+        (foreign_model(), "no clf.spec in its metadata"),
+        (foreign_model() + metadata_entry("clf.spec", "{}"), "its last 80 bytes are not the expected digest"),
+        (foreign_model() + b"\x72\x04\x0a\x02\xff\xff", "not an ONNX file"),
         (
-            signed(foreign_model() + metadata_entry("clf.spec", "{}") + metadata_entry("ort_config", "{}")),
+            with_footer(foreign_model() + metadata_entry("clf.spec", "{}") + metadata_entry("ort_config", "{}")),
             "session options",
         ),
-        (signed(foreign_model("com.evil") + metadata_entry("clf.spec", "{}")), "operators of 'com.evil'"),
+        (with_footer(foreign_model("com.evil") + metadata_entry("clf.spec", "{}")), "operators of 'com.evil'"),
     ],
 )
-def test_what_is_no_file_of_ours_is_refused_with_the_reason(tmp_path, content, said):
-    assert said in refusal(tmp_path / "model.onnx", content)
+def test_a_file_that_clf_export_did_not_write_is_an_error_with_the_reason(tmp_path, content, message):
+    assert message in error_of(tmp_path / "model.onnx", content)
 
 
 @pytest.mark.parametrize(
     "inside", ["initializer", "attribute", "subgraph", "sparse", "function", "default of a function", "training"]
 )
-def test_weights_in_other_files_are_refused_wherever_they_hide(tmp_path, inside):
+def test_weights_in_other_files_are_an_error_wherever_they_are_referenced(tmp_path, inside):
     content = foreign_model(tensor=external_tensor(), inside=inside) + metadata_entry("clf.spec", "{}")
-    assert "weights in other files" in refusal(tmp_path / "model.onnx", signed(content))
+    assert "its weights are in other files" in error_of(tmp_path / "model.onnx", with_footer(content))
 
 
-def test_graphs_nested_without_end_are_refused_and_do_not_crash(tmp_path):
+def test_extremely_nested_graphs_are_an_error_and_not_a_crash(tmp_path):
     graph = b""
     for _ in range(2000):
-        graph = tagged(1, tagged(5, tagged(6, graph)))
-    content = b"\x08\x08" + tagged(7, graph) + metadata_entry("clf.spec", "{}")
-    assert "it is no ONNX file" in refusal(tmp_path / "model.onnx", signed(content))
+        graph = encode_field(1, encode_field(5, encode_field(6, graph)))
+    content = b"\x08\x08" + encode_field(7, graph) + metadata_entry("clf.spec", "{}")
+    assert "not an ONNX file" in error_of(tmp_path / "model.onnx", with_footer(content))
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    with pytest.raises(InvalidModelError, match="no such model; clf-export makes one"):
+def test_a_missing_file_and_a_folder_are_errors(tmp_path):
+    with pytest.raises(InvalidModelError, match="model not found; create it with clf-export"):
         onnx_file.read(tmp_path / "none.onnx")
-    with pytest.raises(InvalidModelError, match="it is no file"):
+    with pytest.raises(InvalidModelError, match="not a file; expected an ONNX file"):
         onnx_file.read(tmp_path)
 
 
-def test_the_two_names_of_the_standard_domain_are_one(tmp_path):
-    content = foreign_model("ai.onnx") + metadata_entry("clf.spec", "{}")
-    (tmp_path / "model.onnx").write_bytes(signed(content))
+def test_both_names_of_the_standard_domain_are_accepted(tmp_path, spec):
+    content = foreign_model("ai.onnx") + metadata_entry("clf.spec", spec.to_json())
+    (tmp_path / "model.onnx").write_bytes(with_footer(content))
     assert onnx_file.read(tmp_path / "model.onnx").opset == 18
 
 
-def test_what_a_later_format_adds_to_an_opset_is_passed_over(tmp_path):
-    opset = tagged(8, b"\x10\x13" + tagged(3, b"more"))
-    content = foreign_model() + opset + metadata_entry("clf.spec", "{}")
-    (tmp_path / "model.onnx").write_bytes(signed(content))
+def test_an_unknown_field_of_an_opset_is_ignored(tmp_path, spec):
+    opset = encode_field(8, b"\x10\x13" + encode_field(3, b"more"))
+    content = foreign_model() + opset + metadata_entry("clf.spec", spec.to_json())
+    (tmp_path / "model.onnx").write_bytes(with_footer(content))
     assert onnx_file.read(tmp_path / "model.onnx").opset == 19
 
 
-def test_the_footer_has_the_80_bytes_that_the_format_gives_it():
+def test_the_footer_has_the_80_bytes_of_the_format():
     assert FOOTER_BYTES == 80
     assert footer("ab" * 32) == b"\x72\x4e\x0a\x0aclf.sha256\x12\x40" + b"ab" * 32
 
@@ -186,12 +195,32 @@ def test_the_footer_has_the_80_bytes_that_the_format_gives_it():
     ("opset", "ir_version", "version"),
     [(18, 8, "1.15"), (19, 9, "1.16"), (20, 8, "1.17"), (22, 10, "1.21"), (99, 8, None)],
 )
-def test_the_oldest_runtime_follows_from_opset_and_ir(tmp_path, opset, ir_version, version):
-    assert OnnxFile(tmp_path, 1, "", ir_version, opset, {}).oldest_runtime == version
+def test_the_oldest_runtime_follows_from_opset_and_ir(tmp_path, spec, opset, ir_version, version):
+    assert OnnxFile(tmp_path, 1, "", ir_version, opset, {}, spec).oldest_runtime == version
 
 
-def test_a_large_file_is_checked_as_a_small_one_is(model, tmp_path):
+def test_the_digest_of_a_large_file_is_verified_too(model, tmp_path):
     path = rewritten(model, tmp_path / "large.onnx", **{"clf.note": "large " * 300_000})
     content = path.read_bytes()
     assert onnx_file.read(path).sha256 == hashlib.sha256(content[:-FOOTER_BYTES]).hexdigest()
-    assert "digest" in refusal(tmp_path / "model.onnx", content[:500_000] + b"?" + content[500_001:])
+    assert "digest" in error_of(tmp_path / "model.onnx", content[:500_000] + b"?" + content[500_001:])
+
+
+def test_an_invalid_spec_is_an_error_that_names_the_file(model, tmp_path):
+    path = rewritten(model, tmp_path / "model.onnx", **{"clf.spec": "{}"})
+    with pytest.raises(InvalidModelError, match=f"^{path}: format is missing"):
+        onnx_file.read(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "numbers"),
+    [("1.15", (1, 15)), ("1.9.2", (1, 9)), ("1.24.0.dev20251104", (1, 24)), ("2.0rc1", (2, 0))],
+)
+def test_versions_are_compared_by_major_and_minor_number(version, numbers):
+    assert parse_version(version) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "1", "latest", "v1.15"])
+def test_a_text_that_is_not_a_version_is_an_error(text):
+    with pytest.raises(ValueError, match="expected MAJOR"):
+        parse_version(text)

@@ -1,4 +1,4 @@
-"""The wire format is read as it is written, and damage is recognised."""
+"""The protobuf wire format: read as it was written, and damage is an error."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import random
 
 import pytest
 
-from clf_runtime.protobuf import Malformed, fields, tagged
+from clf_runtime.protobuf import ProtobufError, encode_field, read_fields
 
 
 def test_fields_of_every_wire_type_are_read_in_order():
-    message = b"\x08\x96\x01" + tagged(2, b"testing") + b"\x1d\x01\x02\x03\x04" + b"\x21" + bytes(8)
-    assert list(fields(message)) == [(1, 150), (2, b"testing"), (3, b"\x01\x02\x03\x04"), (4, bytes(8))]
+    message = b"\x08\x96\x01" + encode_field(2, b"testing") + b"\x1d\x01\x02\x03\x04" + b"\x21" + bytes(8)
+    assert list(read_fields(message)) == [(1, 150), (2, b"testing"), (3, b"\x01\x02\x03\x04"), (4, bytes(8))]
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 300, 20_000])
-def test_what_is_written_is_read_again(size):
+def test_an_encoded_field_is_read_back(size):
     content = bytes(range(256)) * (size // 256 + 1)
-    assert list(fields(tagged(14, content[:size]))) == [(14, content[:size])]
+    assert list(read_fields(encode_field(14, content[:size]))) == [(14, content[:size])]
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "problem"),
     [
-        (b"\x80", "ends within a number"),
-        (b"\x12\x05ab", "beyond its message"),
-        (b"\x02\x00", "beyond its message"),
+        (b"\x80", "ends inside a varint"),
+        (b"\x12\x05ab", "extends beyond its message"),
+        (b"\x02\x00", "extends beyond its message"),
         (b"\x0b", "wire type 3"),
         (b"\x08" + b"\xff" * 11, "more than 64 bits"),
-        (b"\x1d\x01", "beyond its message"),
+        (b"\x1d\x01", "extends beyond its message"),
     ],
 )
-def test_damage_is_recognised(message, said):
-    with pytest.raises(Malformed, match=said):
-        list(fields(message))
+def test_a_damaged_message_is_an_error(message, problem):
+    with pytest.raises(ProtobufError, match=problem):
+        list(read_fields(message))
 
 
-def test_random_bytes_end_in_fields_or_in_malformed_and_nothing_else():
+def test_random_bytes_are_fields_or_a_protobuf_error_and_nothing_else():
     source = random.Random(0)
     outcomes = set()
     for _ in range(3000):
         message = source.randbytes(source.randrange(1, 40))
         try:
-            outcomes.add(type(list(fields(message))))
-        except Malformed:
-            outcomes.add(Malformed)
-    assert outcomes == {list, Malformed}
+            outcomes.add(type(list(read_fields(message))))
+        except ProtobufError:
+            outcomes.add(ProtobufError)
+    assert outcomes == {list, ProtobufError}

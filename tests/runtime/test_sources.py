@@ -1,4 +1,4 @@
-"""What people name on a command line, and the things among it that are no images."""
+"""Arguments of the command line: files, folders, lists, patterns, and everything that is no image."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from awkward import drawing
 from conftest import BIN
+from odd_images import drawing
 from PIL import Image
 
 from clf_runtime.errors import ImageError
 from clf_runtime.sources import find_images
 
-pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="its file systems take no such names")
+pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="its file systems do not allow such names")
 
 
 @pytest.fixture
 def odd(tmp_path, samples, monkeypatch):
-    """Give a folder to be in, whose images have odd names."""
+    """The current folder, with images of odd names."""
     monkeypatch.chdir(tmp_path)
     for name in ODD:
         Path(name).parent.mkdir(exist_ok=True)
@@ -41,9 +41,10 @@ def names(*arguments: str, recursive: bool = False) -> list[str]:
     return [image.name for image in find_images(arguments, recursive)]
 
 
-def refusals(*arguments: str) -> list[tuple[str, str]]:
-    found = [(each.name, each.source) for each in find_images(arguments, False)]
-    return [(name, source.kind) for name, source in found if isinstance(source, ImageError)]
+def errors(*arguments: str) -> list[tuple[str, str]]:
+    """Return name and kind of each argument without an image."""
+    sources = find_images(arguments, False)
+    return [(source.name, source.content.kind) for source in sources if isinstance(source.content, ImageError)]
 
 
 @pytest.mark.usefixtures("odd")
@@ -55,18 +56,18 @@ def test_a_pattern_that_the_shell_did_not_expand_is_expanded():
 
 
 @pytest.mark.usefixtures("odd")
-def test_a_name_that_exists_is_no_pattern_and_no_list():
+def test_an_existing_file_takes_precedence_over_a_pattern_and_a_list():
     assert names("d[1].png", "@g.png") == ["d[1].png", "@g.png"]
 
 
 @pytest.mark.usefixtures("odd")
-def test_a_pattern_that_matches_nothing_is_a_record():
-    assert refusals("*.jpeg", "in/[x].png") == [("*.jpeg", "not-found"), ("in/[x].png", "not-found")]
+def test_a_pattern_that_matches_nothing_is_a_failure():
+    assert errors("*.jpeg", "in/[x].png") == [("*.jpeg", "not-found"), ("in/[x].png", "not-found")]
 
 
 @pytest.mark.usefixtures("odd")
 @pytest.mark.parametrize(
-    ("content", "named"),
+    ("content", "expected"),
     [
         (b"a b.png\nin/e.png\n", ["a b.png", "in/e.png"]),
         (b"in/f.png\r\n\r\nin\r\na b.png", ["in/f.png", "in/e.png", "in/f.png", "a b.png"]),
@@ -74,37 +75,39 @@ def test_a_pattern_that_matches_nothing_is_a_record():
         (b"b\nc.png\0c\xff.png\0h\r.png\0", ["b\nc.png", os.fsdecode(b"c\xff.png"), "h\r.png"]),
         (b"none.png\n*.png\n@g.png\n-\n", ["none.png", "*.png", "@g.png", "-"]),
     ],
-    ids=["lines", "lines of Windows, and a folder", "byte order mark", "zero bytes", "names are taken as they are"],
+    ids=["lines", "Windows lines and a folder", "byte order mark", "zero bytes", "literal names"],
 )
-def test_a_list_names_images_by_lines_or_by_zero_bytes(content, named):
+def test_a_list_contains_names_on_lines_or_separated_by_zero_bytes(content, expected):
     Path("list.txt").write_bytes(content)
-    assert names("@list.txt") == named
+    assert names("@list.txt") == expected
 
 
 @pytest.mark.usefixtures("odd")
-def test_a_list_that_gives_nothing_is_a_record():
+def test_a_list_that_is_missing_unreadable_or_empty_is_a_failure():
     Path("empty.txt").write_bytes(b"\n\n")
-    found = refusals("@none.txt", "@in", "@empty.txt")
+    found = errors("@none.txt", "@in", "@empty.txt")
     assert found == [("@none.txt", "not-found"), ("@in", "unreadable"), ("@empty.txt", "empty")]
 
 
-def test_what_find_prints_comes_through_a_pipe(command, odd, artifacts):
-    listed = subprocess.run(["find", ".", "-name", "*.png", "-print0"], cwd=odd, capture_output=True, check=True).stdout
-    done = command("clf-run", "-a", artifacts, "@-", "--format", "jsonl", cwd=odd, stdin=listed)
+def test_the_output_of_find_can_be_piped_in(command, odd, artifacts):
+    names_from_find = subprocess.run(
+        ["find", ".", "-name", "*.png", "-print0"], cwd=odd, capture_output=True, check=True
+    ).stdout
+    done = command("clf-run", "-a", artifacts, "@-", "--format", "jsonl", cwd=odd, stdin=names_from_find)
     assert done.code == 0
     assert {json.loads(line)["path"] for line in done.out.splitlines()} == {f"./{name}" for name in ODD}
 
 
-def test_a_list_through_a_pipe_is_read_once_though_a_bar_counts(odd, artifacts):
+def test_a_list_through_a_pipe_is_read_once_although_the_progress_bar_counts_images(odd, artifacts):
     import pty
 
-    ours, terminal = pty.openpty()
-    script = f"'{BIN}/clf-run' -a '{artifacts}' @<(printf 'in/e.png\\nin/f.png\\n') in > answers.txt"
+    reader, terminal = pty.openpty()
+    script = f"'{BIN}/clf-run' -a '{artifacts}' @<(printf 'in/e.png\\nin/f.png\\n') in > results.txt"
     done = subprocess.run(["bash", "-c", script], cwd=odd, stdin=subprocess.DEVNULL, stderr=terminal, timeout=60)
     os.close(terminal)
-    os.close(ours)
+    os.close(reader)
     assert done.returncode == 0
-    paths = [line.split("\t")[0] for line in (odd / "answers.txt").read_text().splitlines()]
+    paths = [line.split("\t")[0] for line in (odd / "results.txt").read_text().splitlines()]
     assert paths == ["in/e.png", "in/f.png"] * 2
 
 
@@ -115,7 +118,7 @@ def encoded(kind: str, **options: object) -> bytes:
 
 
 def bomb() -> bytes:
-    """Give a PNG of 40,000 x 40,000 pixels in some kilobytes."""
+    """Return a PNG of 40,000 x 40,000 pixels in some kilobytes."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
@@ -147,12 +150,12 @@ CONTENTS = {
 
 
 @pytest.fixture
-def no_images(tmp_path, samples):
-    """Give the names of things that are no images, with the kind of each; an image comes first and last."""
-    wanted: dict[str, str | None] = {"first.png": None}
+def expected_kinds(tmp_path, samples) -> dict[str, str | None]:
+    """Files that are no images, with the kind of each; the first and the last one are images."""
+    kinds: dict[str, str | None] = {"first.png": None}
     for name, (content, kind) in CONTENTS.items():
         (tmp_path / name).write_bytes(content)
-        wanted[name] = kind
+        kinds[name] = kind
     for name in ("first.png", "last.png"):
         shutil.copy(samples[0], tmp_path / name)
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -163,25 +166,25 @@ def no_images(tmp_path, samples):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
     with socket.socket(socket.AF_UNIX) as listening:
         os.chdir(tmp_path)
-        listening.bind("door.jpg")
-    wanted |= {"pipe.jpg": "not-a-file", "device.jpg": "not-a-file", "door.jpg": "not-a-file", "folder.jpg": "empty"}
-    wanted |= {"nowhere.jpg": "not-found", "circle.jpg": "unreadable", "float.tif": "unsupported"}
-    wanted |= {"long" * 100 + ".jpg": "unreadable", "none.jpg": "not-found", "last.png": None}
-    return wanted
+        listening.bind("socket.jpg")
+    kinds |= {"pipe.jpg": "not-a-file", "device.jpg": "not-a-file", "socket.jpg": "not-a-file", "folder.jpg": "empty"}
+    kinds |= {"nowhere.jpg": "not-found", "circle.jpg": "unreadable", "float.tif": "unsupported"}
+    kinds |= {"long" * 100 + ".jpg": "unreadable", "none.jpg": "not-found", "last.png": None}
+    return kinds
 
 
-def test_whatever_is_no_image_is_a_record_in_its_place(command, artifacts, no_images, tmp_path):
-    done = command("clf-run", "-a", artifacts, "--format", "jsonl", *no_images, cwd=tmp_path)
+def test_everything_that_is_no_image_is_a_failure_in_its_place(command, artifacts, expected_kinds, tmp_path):
+    done = command("clf-run", "-a", artifacts, "--format", "jsonl", *expected_kinds, cwd=tmp_path)
     records = [json.loads(line) for line in done.out.splitlines()]
     found = {record["path"]: record.get("error", {}).get("kind") for record in records}
-    assert list(found) == list(no_images)
-    assert found == no_images
+    assert list(found) == list(expected_kinds)
+    assert found == expected_kinds
     assert sum(kind is not None for kind in found.values()) >= 20
     assert done.code == 1
     assert "Traceback" not in done.err
 
 
-def test_what_is_no_image_on_stdin_is_not_read_to_its_end(artifacts):
+def test_stdin_that_is_no_image_is_not_read_to_its_end(artifacts):
     pipe = subprocess.PIPE
     command = [BIN / "clf-run", "-", "-a", artifacts]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
@@ -192,7 +195,7 @@ def test_what_is_no_image_on_stdin_is_not_read_to_its_end(artifacts):
 
 
 @pytest.mark.skipif(not Path("/proc/kmsg").exists(), reason="this system has no /proc/kmsg")
-def test_a_file_of_the_system_that_waits_for_ever_is_not_waited_for(command, artifacts):
+def test_a_file_in_proc_that_blocks_is_not_opened(command, artifacts):
     done = command("clf-run", "-a", artifacts, "--format", "jsonl", "/proc/kmsg")
     assert json.loads(done.out)["error"]["kind"] == "empty"
 

@@ -1,4 +1,4 @@
-"""`clf-bench`: how fast models are on this machine, side by side. Parses, calls, prints."""
+"""`clf-bench`: measure models on this machine, side by side. Parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Examples:
   clf-bench --rounds 10 --plot bench.svg
 
 \b
-Exit codes: 0 all done, 2 wrong usage, 3 model or images refused,
-4 this machine cannot do it, 130 Ctrl-C.""",
+Exit codes: 0 success, 2 usage error, 3 invalid model or images,
+4 this machine cannot do it, 130 interrupted.""",
 )
 @click.argument("images", nargs=-1, metavar="[IMAGE|DIR]...")
 @ARTIFACTS_OPTION
@@ -36,19 +36,21 @@ Exit codes: 0 all done, 2 wrong usage, 3 model or images refused,
     "models",
     multiple=True,
     metavar="FILE",
-    help="An exported model; several for side by side.  [default: every ONNX file in --artifacts]",
+    help="Exported model; may be repeated.  [default: all ONNX files in --artifacts]",
 )
-@click.option("--recursive", "-r", is_flag=True, help="Look into the folders of a folder too.")
-@click.option("--device", metavar="auto|cpu|cuda[:N]|NAME", default="auto", show_default=True, help="As of clf-run.")
-@click.option("--threads", type=click.IntRange(1), help="Cores to use.  [default: all that this process may]")
-@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Images run at once.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="How often all is measured.")
+@click.option("--recursive", "-r", is_flag=True, help="Include subfolders.")
+@click.option("--device", metavar="auto|cpu|cuda[:N]|NAME", default="auto", show_default=True, help="As in clf-run.")
+@click.option("--threads", type=click.IntRange(1), help="Number of cores.  [default: all available to this process]")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Number of images per inference call."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Number of measurements.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0, 3600),
     default=1.0,
     show_default=True,
-    help="How long throughput, latency and stages are measured, each, in a round.",
+    help="Duration of each measurement of throughput, latency and stages, per round.",
 )
 @click.option(
     "--format",
@@ -56,9 +58,9 @@ Exit codes: 0 all done, 2 wrong usage, 3 model or images refused,
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="A table, or everything.",
+    help="A table, or all figures.",
 )
-@click.option("--plot", metavar="FILE", help="Draw it too, as .png or .svg; needs matplotlib.")
+@click.option("--plot", metavar="FILE", help="Also draw the results, as .png or .svg; needs matplotlib.")
 @click.version_option(__version__, prog_name="clf-bench")
 def command(
     images: tuple[str, ...],
@@ -75,7 +77,7 @@ def command(
 ) -> int:
     """Measure cold start, latency, throughput, memory and stages of models, in turn.
 
-    With the images named, or those of the self-test that each model carries.
+    The images are those given, or those of the self-test inside each model.
     """
     from pathlib import Path
 
@@ -84,24 +86,24 @@ def command(
     if plot is not None:
         from clf_runtime.bench import plot as plotting
 
-        plotting.check(Path(plot))
+        plotting.check_target(Path(plot))
     options = measure.BenchOptions(
-        tuple(map(Path, models)) or _all_in(Path(artifacts)),
-        images,
-        recursive,
-        device,
-        threads,
-        batch_size,
-        rounds,
-        seconds,
+        models=tuple(map(Path, models)) or _find_models(Path(artifacts)),
+        images=images,
+        recursive=recursive,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        rounds=rounds,
+        seconds=seconds,
     )
-    measured = measure.measure(options, _noticed)
-    for warning in dict.fromkeys(each.warning for each in measured if each.warning):
+    results = measure.measure(options, _show_progress)
+    for warning in dict.fromkeys(result.warning for result in results if result.warning):
         say(f"clf-bench: {warning}")
-    click.echo(report.as_json(options, measured) if output_format == "json" else report.table(measured))
+    click.echo(report.to_json(options, results) if output_format == "json" else report.table(results))
     if plot is not None:
-        plotting.draw(measured, Path(plot))
-        say(f"clf-bench: {plot}")
+        plotting.draw(results, Path(plot))
+        say(f"clf-bench: wrote {plot}")
     return EXIT_OK
 
 
@@ -110,12 +112,13 @@ def main() -> NoReturn:
     execute(command)
 
 
-def _all_in(folder: Path) -> tuple[Path, ...]:
-    return tuple(folder / name for name in (ONNX, ONNX_FP16, ONNX_INT8) if (folder / name).exists()) or (folder / ONNX,)
+def _find_models(folder: Path) -> tuple[Path, ...]:
+    found = tuple(folder / name for name in (ONNX, ONNX_FP16, ONNX_INT8) if (folder / name).exists())
+    return found or (folder / ONNX,)  # the error of the missing file says what to do
 
 
-def _noticed(what: str) -> None:
+def _show_progress(message: str) -> None:
     import sys
 
-    if sys.stderr.isatty():  # a person waits
-        say(f"clf-bench: {what}")
+    if sys.stderr.isatty():
+        say(f"clf-bench: {message}")

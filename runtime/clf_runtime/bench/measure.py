@@ -1,8 +1,8 @@
-"""What `clf-bench` measures: whole processes and single images, of several models in turn.
+"""What `clf-bench` measures: complete processes and single images, of several models in turn.
 
-Every figure comes from processes of their own, started in turn, model after model and round after round, so that
-a machine that drifts does so for all of them. This process stays small: what it has in memory, the system counts to
-those that it starts.
+Every figure comes from a separate process. They are started in turn, model after model and round after round, so that
+changes in the machine's speed affect all models alike. This process stays small, because the system counts its memory
+as that of the processes it starts.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,16 @@ from clf_runtime.errors import ClfError
 
 STAGES = ("read", "decode", "resize", "inference")
 _RUN = "from clf_runtime.cli import main; main()"
-# Without what lies in the folder that a person is in: a file of theirs may be called like a module.
-_SAFE = {"PYTHONSAFEPATH": "1"}
+# Without the current folder on the module path: a file in it may be named like a module.
+_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure, and how long."""
+    """What to measure, and for how long."""
 
     models: tuple[Path, ...]
-    images: tuple[str, ...]  # none: the self-test images of each model
+    images: tuple[str, ...]  # empty: the self-test images of each model
     recursive: bool
     device: str
     threads: int | None
@@ -43,154 +43,211 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured of one model; medians over rounds, where nothing else is said."""
+    """The figures of one model: medians over the rounds, unless noted otherwise."""
 
     model: str
     images: int
-    unreadable: int  # that cannot be read
+    unreadable: int  # images that cannot be read
     provider: str
     warning: str
-    nodes: Mapping[str, int] | None  # per provider, where onnxruntime tells
+    nodes: Mapping[str, int] | None  # per provider; None if onnxruntime does not report them
     size_bytes: int
     cold_start_ms: float  # from exec to exit, one image
     cold_peak_bytes: int | None
-    latency_p50_ms: float  # one image at a time, all rounds together
+    latency_p50_ms: float  # one image at a time, over all rounds
     latency_p90_ms: float
     latency_p99_ms: float
     latencies: int
     throughput: float  # images per second, all cores
-    peak_bytes: int | None  # of the process that ran those
+    peak_bytes: int | None  # of the process that measured throughput
     stages_ms: Mapping[str, float]  # of one image
 
 
-class Ended(ClfError):
-    """A process ended as a command does that cannot go on, and this one ends likewise."""
+@dataclass(frozen=True)
+class PrepareTask:
+    """Task of a worker: find the images to measure a model with, and check that they can be read."""
+
+    model: str
+    arguments: tuple[str, ...]  # empty: write the images of the model's self-test into `folder`
+    recursive: bool
+    folder: str
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """Task of a worker: load a model and measure it."""
+
+    model: str
+    paths: tuple[str, ...]
+    device: str
+    threads: int | None
+    batch_size: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images to measure a model with."""
+
+    paths: tuple[str, ...]
+    unreadable: int
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """One process of clf-run with one image."""
+
+    duration_ms: float  # from exec to exit
+    peak_bytes: int | None  # None if the system does not report it
+
+
+@dataclass(frozen=True)
+class WarmRun:
+    """One process that measured a loaded model."""
+
+    provider: str
+    warning: str
+    nodes: Mapping[str, int] | None
+    size_bytes: int
+    throughput: float
+    peak_bytes: int | None
+    latency_ms: Sequence[float]
+    stages_ms: Mapping[str, float]
+
+
+@dataclass
+class _Series:
+    """What has been measured of one model so far."""
+
+    model: Path
+    images: ImageSet
+    cold: list[ColdStart] = field(default_factory=list)
+    warm: list[WarmRun] = field(default_factory=list)
+
+
+class ProcessError(ClfError):
+    """A process ended with an error of its own; this command ends with the same message and exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
+        """Store the exit code beside the message."""
         super().__init__(message)
         self.exit_code = exit_code
 
 
-def measure(options: BenchOptions, noticed: Callable[[str], None]) -> list[BenchResult]:
-    """Measure all models, in turn. Raises ClfError, as the processes end."""
+def measure(options: BenchOptions, on_progress: Callable[[str], None]) -> list[BenchResult]:
+    """Measure all models in turn. Raises ProcessError if a process fails."""
     with tempfile.TemporaryDirectory(prefix="clf-bench-") as folder:
-        laid_out = [_laid_out(options, model, Path(folder) / str(n)) for n, model in enumerate(options.models)]
-        cold: list[list[tuple[float, int | None]]] = [[] for _ in options.models]
-        warm: list[list[dict[str, Any]]] = [[] for _ in options.models]
-        for round_ in range(options.rounds + 1):
-            for number, model in enumerate(options.models):
-                images = laid_out[number]["images"]
-                if round_ == 0:  # what the system has to read from the disk, it has in memory then
-                    _cold_start(options, model, images[0])
-                    continue
-                noticed(f"round {round_} of {options.rounds}: {model}")
-                cold[number].append(_cold_start(options, model, images[round_ % len(images)]))
-                warm[number].append(_warm(options, model, images))
-    return [_summed_up(*each) for each in zip(options.models, laid_out, cold, warm, strict=True)]
+        all_series = [
+            _Series(model, _prepare_images(options, model, Path(folder) / str(number)))
+            for number, model in enumerate(options.models)
+        ]
+        for series in all_series:  # uncounted: afterwards the system has all files in memory
+            _run_cold(options, series.model, series.images.paths[0])
+        for round_ in range(1, options.rounds + 1):
+            for series in all_series:
+                on_progress(f"round {round_} of {options.rounds}: {series.model}")
+                paths = series.images.paths
+                series.cold.append(_run_cold(options, series.model, paths[round_ % len(paths)]))
+                series.warm.append(_run_warm(options, series))
+    return [_summarize(series) for series in all_series]
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Give the smallest value that is not exceeded by `share` of all (nearest rank)."""
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Return the smallest of the values that is not exceeded by `fraction` of them (nearest rank)."""
     ordered = sorted(values)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
+    return ordered[max(0, -int(-fraction * len(ordered) // 1) - 1)]
 
 
-def _laid_out(options: BenchOptions, model: Path, folder: Path) -> dict[str, Any]:
+def _prepare_images(options: BenchOptions, model: Path, folder: Path) -> ImageSet:
     folder.mkdir()
-    asked = {
-        "model": str(model),
-        "named": list(options.images),
-        "recursive": options.recursive,
-        "folder": str(folder),
-    }
-    return _worker({"lay_out": asked})
+    content = _run_worker(PrepareTask(str(model), options.images, options.recursive, str(folder)))
+    return ImageSet(tuple(content["paths"]), content["unreadable"])
 
 
-def _warm(options: BenchOptions, model: Path, images: list[str]) -> dict[str, Any]:
-    asked = {
-        "model": str(model),
-        "images": images,
-        "device": options.device,
-        "threads": options.threads,
-        "batch_size": options.batch_size,
-        "seconds": options.seconds,
-    }
-    return _worker({"measure": asked})
+def _run_warm(options: BenchOptions, series: _Series) -> WarmRun:
+    task = MeasureTask(
+        model=str(series.model),
+        paths=series.images.paths,
+        device=options.device,
+        threads=options.threads,
+        batch_size=options.batch_size,
+        seconds=options.seconds,
+    )
+    return WarmRun(**_run_worker(task))
 
 
-def _worker(options: dict[str, Any]) -> dict[str, Any]:
-    # Through a file name as argument, a folder of 100,000 images would be longer than a command line may be.
+def _run_worker(task: PrepareTask | MeasureTask) -> dict[str, Any]:
+    # In a file: the names of 100,000 images are longer than a command line may be.
     with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
-        json.dump(options, file)
+        json.dump({"task": type(task).__name__, "fields": asdict(task)}, file)
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "clf_runtime.bench.worker", file.name],
             capture_output=True,
             check=False,
-            env=os.environ | _SAFE,
+            env=os.environ | _SAFE_PATH,
         )
     finally:
         Path(file.name).unlink()
-    _raise_failed(done.returncode, done.stderr)
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    _check_exit_code(process.returncode, process.stderr)
+    content: dict[str, Any] = json.loads(process.stdout)
+    return content
 
 
-def _cold_start(options: BenchOptions, model: Path, image: str) -> tuple[float, int | None]:
-    """Milliseconds from exec to exit of clf-run with one image, and the bytes that it had at most."""
+def _run_cold(options: BenchOptions, model: Path, image: str) -> ColdStart:
+    """Run clf-run with one image, and measure its process."""
     threads = [] if options.threads is None else ["--threads", str(options.threads)]
     command = [sys.executable, "-c", _RUN, image, "--model", str(model), "--device", options.device, *threads]
     started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | _SAFE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | _SAFE_PATH)
     assert process.stderr is not None
-    said = process.stderr.read()
-    peak = None
+    stderr = process.stderr.read()
+    peak_bytes = None
     if hasattr(os, "wait4"):
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        peak = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+        peak_bytes = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
     else:
         process.wait()
-    taken = 1000 * (time.perf_counter() - started)
+    duration_ms = 1000 * (time.perf_counter() - started)
     process.stderr.close()
-    _raise_failed(process.returncode, said)
-    return taken, peak
+    _check_exit_code(process.returncode, stderr)
+    return ColdStart(duration_ms, peak_bytes)
 
 
-def _raise_failed(code: int, said: bytes) -> None:
-    if code == 0:
+def _check_exit_code(exit_code: int, stderr: bytes) -> None:
+    """Raise ProcessError if a process ended with an error of its own, and RuntimeError if it crashed."""
+    if exit_code == 0:
         return
-    message = said.decode(errors="replace").strip()
-    if code not in range(1, 10):
-        raise RuntimeError(f"a process ended with {code}: {message}")
-    raise Ended(message.splitlines()[-1].removeprefix("clf-bench: ").removeprefix("clf-run: "), code)
+    message = stderr.decode(errors="replace").strip()
+    if exit_code not in range(1, 10):
+        raise RuntimeError(f"a process ended with exit code {exit_code}: {message}")
+    raise ProcessError(message.splitlines()[-1].removeprefix("clf-bench: ").removeprefix("clf-run: "), exit_code)
 
 
-def _summed_up(
-    model: Path, laid_out: dict[str, Any], cold: list[tuple[float, int | None]], warm: list[dict[str, Any]]
-) -> BenchResult:
-    latencies = [each for one in warm for each in one["latency_ms"]]
-    last = warm[-1]
+def _summarize(series: _Series) -> BenchResult:
+    cold, warm, last = series.cold, series.warm, series.warm[-1]
+    latencies = [latency for run in warm for latency in run.latency_ms]
     return BenchResult(
-        model=str(model),
-        images=len(laid_out["images"]),
-        unreadable=laid_out["unreadable"],
-        provider=last["provider"],
-        warning=last["warning"],
-        nodes=last["nodes"],
-        size_bytes=last["size_bytes"],
-        cold_start_ms=round(statistics.median(seconds for seconds, _ in cold), 1),
-        cold_peak_bytes=_median([peak for _, peak in cold]),
+        model=str(series.model),
+        images=len(series.images.paths),
+        unreadable=series.images.unreadable,
+        provider=last.provider,
+        warning=last.warning,
+        nodes=last.nodes,
+        size_bytes=last.size_bytes,
+        cold_start_ms=round(statistics.median(run.duration_ms for run in cold), 1),
+        cold_peak_bytes=_median([run.peak_bytes for run in cold]),
         latency_p50_ms=percentile(latencies, 0.5),
         latency_p90_ms=percentile(latencies, 0.9),
         latency_p99_ms=percentile(latencies, 0.99),
         latencies=len(latencies),
-        throughput=round(statistics.median(one["throughput"] for one in warm), 2),
-        peak_bytes=_median([one["peak_bytes"] for one in warm]),
-        stages_ms={stage: round(statistics.median(one["stages_ms"][stage] for one in warm), 4) for stage in STAGES},
+        throughput=round(statistics.median(run.throughput for run in warm), 2),
+        peak_bytes=_median([run.peak_bytes for run in warm]),
+        stages_ms={stage: round(statistics.median(run.stages_ms[stage] for run in warm), 4) for stage in STAGES},
     )
 
 
 def _median(values: list[int | None]) -> int | None:
-    known = [each for each in values if each is not None]
+    known = [value for value in values if value is not None]
     return int(statistics.median(known)) if known else None

@@ -1,4 +1,4 @@
-"""`clf-bench --plot`: the same as an image. Needs matplotlib, which the runtime does not: it is looked for by name."""
+"""`clf-bench --plot`: the results as an image. Needs matplotlib, which clf-edge does not install."""
 
 from __future__ import annotations
 
@@ -16,71 +16,80 @@ from clf_runtime.errors import MachineError, UsageError
 _FORMATS = (".png", ".svg")
 _COLORS = ("#7f8c8d", "#2a78b5", "#e08e2b", "#2e8b57")
 _INCHES_PER_MODEL = 0.55
+_MAX_LABEL_CHARACTERS = 40  # a longer path would leave no room for the bars
 
 
-def check(path: Path) -> None:
-    """Refuse, before anything is measured, what could not be drawn. Raises UsageError, MachineError."""
+def check_target(path: Path) -> None:
+    """Check, before anything is measured, that the plot can be drawn. Raises UsageError, MachineError."""
     if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--plot {path}: expected a name that ends in .png or .svg")
+        raise UsageError(f"--plot {path}: unknown format; expected a name that ends in .png or .svg")
     if not path.resolve().parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
+        raise UsageError(f"--plot {path}: folder {path.parent} does not exist; create it first")
     if find_spec("matplotlib") is None:
         raise MachineError("--plot: matplotlib is not installed; pip install matplotlib, or leave out --plot")
 
 
-def draw(measured: list[BenchResult], path: Path) -> None:
-    """Draw latency, stages, throughput, and cold start with memory, a bar for each model. Raises OSError."""
+def draw(results: list[BenchResult], path: Path) -> None:
+    """Draw latency, stages, throughput and cold start with memory, with one bar per model. Raises OSError."""
     figure = import_module("matplotlib.figure").Figure(
-        figsize=(11, 4.6 + 2 * _INCHES_PER_MODEL * len(measured)), layout="constrained"
+        figsize=(11, 4.6 + 2 * _INCHES_PER_MODEL * len(results)), layout="constrained"
     )
     latency, stages, throughput, cold = figure.subplots(2, 2).flat
-    _percentiles(latency, measured)
-    _stages(stages, measured)
-    _bars(throughput, measured, "throughput, images per second", lambda each: each.throughput, ",.0f")
-    _bars(cold, measured, "cold start, ms (peak memory)", lambda each: each.cold_start_ms, ",.0f")
-    for place, each in enumerate(measured):
-        if each.cold_peak_bytes is not None:
-            text = f" {each.cold_peak_bytes / 1e6:,.0f} MB"
-            cold.text(0, place, text, va="center", color="white", fontsize=9)
+    _draw_percentiles(latency, results)
+    _draw_stages(stages, results)
+    _draw_bars(throughput, results, "throughput, images per second", lambda result: result.throughput, ",.0f")
+    _draw_bars(cold, results, "cold start, ms (peak memory)", lambda result: result.cold_start_ms, ",.0f")
+    for position, result in enumerate(results):
+        if result.cold_peak_bytes is not None:
+            text = f" {result.cold_peak_bytes / 1e6:,.0f} MB"
+            cold.text(0, position, text, va="center", color="white", fontsize=9)
     encoded = io.BytesIO()
     figure.savefig(encoded, format=path.suffix.lower()[1:], dpi=144)
-    files.write(path, encoded.getvalue())
+    files.atomic_write(path, encoded.getvalue())
 
 
-def _percentiles(axes: Any, measured: list[BenchResult]) -> None:
-    shares = (("p50", _COLORS[1]), ("p90", _COLORS[2]), ("p99", _COLORS[0]))
-    height = 0.8 / len(shares)
-    for number, (share, color) in enumerate(shares):
-        places = [place + (number - 1) * height for place in range(len(measured))]
+def _draw_percentiles(axes: Any, results: list[BenchResult]) -> None:
+    series = (("p50", _COLORS[1]), ("p90", _COLORS[2]), ("p99", _COLORS[0]))
+    height = 0.8 / len(series)
+    for number, (name, color) in enumerate(series):
+        positions = [position + (number - 1) * height for position in range(len(results))]
         bars = axes.barh(
-            places, [getattr(each, f"latency_{share}_ms") for each in measured], height * 0.9, label=share, color=color
+            positions,
+            [getattr(result, f"latency_{name}_ms") for result in results],
+            height * 0.9,
+            label=name,
+            color=color,
         )
         axes.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=8)
-    _named(axes, measured, "latency of one image, ms")
+    _label_axes(axes, results, "latency of one image, ms")
     axes.legend(fontsize=8, frameon=False)
 
 
-def _stages(axes: Any, measured: list[BenchResult]) -> None:
-    left = [0.0] * len(measured)
+def _draw_stages(axes: Any, results: list[BenchResult]) -> None:
+    left = [0.0] * len(results)
     for stage, color in zip(STAGES, _COLORS, strict=True):
-        widths = [each.stages_ms[stage] for each in measured]
-        axes.barh(range(len(measured)), widths, 0.6, left=left, label=stage, color=color)
+        widths = [result.stages_ms[stage] for result in results]
+        axes.barh(range(len(results)), widths, 0.6, left=left, label=stage, color=color)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    _named(axes, measured, "stages of one image, ms")
+    _label_axes(axes, results, "stages of one image, ms")
     axes.legend(fontsize=8, frameon=False, ncols=len(STAGES), loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
-def _bars(
-    axes: Any, measured: list[BenchResult], title: str, value: Callable[[BenchResult], float], number_format: str
+def _draw_bars(
+    axes: Any, results: list[BenchResult], title: str, value: Callable[[BenchResult], float], number_format: str
 ) -> None:
-    bars = axes.barh(range(len(measured)), [value(each) for each in measured], 0.6, color=_COLORS[1])
+    bars = axes.barh(range(len(results)), [value(result) for result in results], 0.6, color=_COLORS[1])
     axes.bar_label(bars, fmt=f"{{:{number_format}}}", padding=3, fontsize=9)
-    _named(axes, measured, title)
+    _label_axes(axes, results, title)
 
 
-def _named(axes: Any, measured: list[BenchResult], title: str) -> None:
+def _label_axes(axes: Any, results: list[BenchResult], title: str) -> None:
     axes.set_title(title, fontsize=10)
-    axes.set_yticks(range(len(measured)), [each.model for each in measured], fontsize=9)
+    axes.set_yticks(range(len(results)), [_shorten(result.model) for result in results], fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _shorten(model: str) -> str:
+    return model if len(model) <= _MAX_LABEL_CHARACTERS else f"…{model[1 - _MAX_LABEL_CHARACTERS :]}"

@@ -1,6 +1,6 @@
-"""One process of `clf-bench`: lays the images out, or measures one model; prints JSON.
+"""One process of `clf-bench`: prepares the images, or measures one model, and prints the result as JSON.
 
-usage: python -m clf_runtime.bench.worker FILE, where FILE holds JSON: {"lay_out": …} or {"measure": …}
+usage: python -m clf_runtime.bench.worker FILE, where FILE contains {"task": NAME, "fields": …} as JSON
 """
 
 from __future__ import annotations
@@ -8,113 +8,109 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 
 from clf_runtime import onnx_file
+from clf_runtime.bench.measure import STAGES, ImageSet, MeasureTask, PrepareTask, WarmRun
 from clf_runtime.classifier import Classifier
 from clf_runtime.command import execute
-from clf_runtime.diagnostics.info import here
+from clf_runtime.diagnostics.info import find_placement
 from clf_runtime.diagnostics.selftest import read_self_test
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.machine import usable_cores
 from clf_runtime.preprocess import decode_image, resize_image
+from clf_runtime.session import silence_log
 from clf_runtime.sources import find_images
-from clf_runtime.spec import ModelSpec
+from clf_runtime.spec import Preprocess
 
-_LEAST_RUNS = 20  # of whatever is timed; fewer have no percentiles
+_MIN_RUNS = 20  # of everything that is timed; fewer have no percentiles
 _WARM_UP_RUNS = 3
 
 
-def lay_out(model: str, named: list[str], recursive: bool, folder: str) -> dict[str, Any]:
-    """Give the paths of the images to measure with: those named, or the model's own, written into `folder`.
-
-    What cannot be read is left out and counted. Raises InvalidModelError, DataError.
-    """
-    file = onnx_file.read(Path(model))
-    spec = ModelSpec.from_json(file.metadata[onnx_file.SPEC_KEY], model)
-    if not named:
-        paths = [Path(folder, f"{number}.image") for number in range(len(read_self_test(file).cases))]
-        for path, case in zip(paths, read_self_test(file).cases, strict=True):
+def prepare_images(task: PrepareTask) -> ImageSet:
+    """Return the images to measure with. Those that cannot be read are counted. Raises InvalidModelError, DataError."""
+    file = onnx_file.read(Path(task.model))
+    if not task.arguments:
+        cases = read_self_test(file).cases
+        paths = [Path(task.folder, f"{number}.image") for number in range(len(cases))]
+        for path, case in zip(paths, cases, strict=True):
             path.write_bytes(case.image)
-        return {"images": list(map(str, paths)), "unreadable": 0}
-    found = list(find_images(named, recursive))
-    readable = [each.source for each in found if isinstance(each.source, str) and _is_readable(each.source, spec)]
+        return ImageSet(tuple(map(str, paths)), unreadable=0)
+    contents = [source.content for source in find_images(task.arguments, task.recursive)]
+    preprocess = file.spec.preprocess
+    readable = [content for content in contents if isinstance(content, str) and _is_readable(content, preprocess)]
     if not readable:
-        raise DataError(f"{', '.join(named)}: no image can be read; name some, or none to take the model's own")
-    return {"images": readable, "unreadable": len(found) - len(readable)}
+        raise DataError(
+            f"{', '.join(task.arguments)}: no image can be read; name other images, or none to use the model's own"
+        )
+    return ImageSet(tuple(readable), unreadable=len(contents) - len(readable))
 
 
-def _is_readable(path: str, spec: ModelSpec) -> bool:
+def measure(task: MeasureTask) -> WarmRun:
+    """Measure throughput, memory, latency and stages. Raises InvalidModelError, MachineError, ImageError."""
+    cores = task.threads or usable_cores()
+    parallel = Classifier.load(task.model, device=task.device, threads=cores, workers=cores)
+    throughput = _measure_throughput(parallel, task)
+    peak_bytes = _peak_bytes()
+    single = Classifier.load(task.model, device=task.device, threads=cores)
+    return WarmRun(
+        provider=single.provider,
+        warning=single.warning,
+        nodes=find_placement(single.file, task.device).nodes,
+        size_bytes=single.file.size_bytes,
+        throughput=throughput,
+        peak_bytes=peak_bytes,
+        latency_ms=_measure_latency(single.predict, task.paths, task.seconds),
+        stages_ms=_measure_stages(single, task),
+    )
+
+
+def _is_readable(path: str, preprocess: Preprocess) -> bool:
     try:
-        decode_image(path, spec.preprocess)
+        decode_image(path, preprocess)
     except ImageError:
         return False
     return True
 
 
-def measure(
-    model: str, images: list[str], device: str, threads: int | None, batch_size: int, seconds: float
-) -> dict[str, Any]:
-    """Measure throughput, memory, latency and stages, each for `seconds`.
-
-    Raises InvalidModelError, MachineError, ImageError.
-    """
-    cores = threads or usable_cores()
-    many = Classifier.load(model, device=device, threads=cores, workers=cores)
-    throughput = _throughput(many, images, batch_size, seconds)
-    peak = _peak_bytes()
-    one = Classifier.load(model, device=device, threads=cores)
-    where = here(one.file, device)
-    return {
-        "provider": one.provider,
-        "warning": one.warning,
-        "nodes": where.nodes,
-        "size_bytes": one.file.size_bytes,
-        "throughput": throughput,
-        "peak_bytes": peak,
-        "latency_ms": _latencies(lambda path: one.predict(path), images, seconds),
-        "stages_ms": _stages(one, images, seconds),
-    }
-
-
-def _throughput(classifier: Classifier, images: list[str], batch_size: int, seconds: float) -> float:
-    """Images per second, from the first one taken to the last answer; the first few are not counted."""
-    for _ in classifier.predict_files(images[: 2 * batch_size], batch_size=batch_size):
+def _measure_throughput(classifier: Classifier, task: MeasureTask) -> float:
+    """Return the images per second from the first one read to the last result, after a warm-up."""
+    for _ in classifier.predict_files(task.paths[: 2 * task.batch_size], batch_size=task.batch_size):
         pass
     started = time.perf_counter()
 
-    def until_the_end() -> Iterator[str]:
-        given = 0
-        while given < _LEAST_RUNS or time.perf_counter() - started < seconds:
-            yield images[given % len(images)]
-            given += 1
+    def paths_until_the_end() -> Iterator[str]:
+        count = 0
+        while count < _MIN_RUNS or time.perf_counter() - started < task.seconds:
+            yield task.paths[count % len(task.paths)]
+            count += 1
 
-    count = sum(1 for _ in classifier.predict_files(until_the_end(), batch_size=batch_size))
+    count = sum(1 for _ in classifier.predict_files(paths_until_the_end(), batch_size=task.batch_size))
     return count / (time.perf_counter() - started)
 
 
-def _latencies(work: Callable[[str], object], images: list[str], seconds: float) -> list[float]:
-    """Milliseconds of each run of `work`, one after another."""
-    taken: list[float] = []
+def _measure_latency(work: Callable[[str], object], paths: Sequence[str], seconds: float) -> list[float]:
+    """Return the milliseconds of each call of `work`, one after another."""
+    latency_ms: list[float] = []
     end = time.perf_counter() + seconds
-    while len(taken) < _LEAST_RUNS + _WARM_UP_RUNS or time.perf_counter() < end:
+    while len(latency_ms) < _MIN_RUNS + _WARM_UP_RUNS or time.perf_counter() < end:
         started = time.perf_counter()
-        work(images[len(taken) % len(images)])
-        taken.append(round(1000 * (time.perf_counter() - started), 4))
-    return taken[_WARM_UP_RUNS:]
+        work(paths[len(latency_ms) % len(paths)])
+        latency_ms.append(round(1000 * (time.perf_counter() - started), 4))
+    return latency_ms[_WARM_UP_RUNS:]
 
 
-def _stages(classifier: Classifier, images: list[str], seconds: float) -> dict[str, float]:
-    """Median milliseconds of what one image goes through; inference with every core, the rest on one."""
-    taken: dict[str, list[float]] = {"read": [], "decode": [], "resize": [], "inference": []}
+def _measure_stages(classifier: Classifier, task: MeasureTask) -> dict[str, float]:
+    """Return the median milliseconds of each stage of one image: inference on all cores, the others on one."""
+    durations_ms: dict[str, list[float]] = {stage: [] for stage in STAGES}
     preprocess = classifier.spec.preprocess
 
-    def staged(path: str) -> None:
+    def classify_in_stages(path: str) -> None:
         times = [time.perf_counter()]
         content = Path(path).read_bytes()
         times.append(time.perf_counter())
@@ -124,15 +120,15 @@ def _stages(classifier: Classifier, images: list[str], seconds: float) -> dict[s
         times.append(time.perf_counter())
         classifier.run(pixels)
         times.append(time.perf_counter())
-        for stage, start, end in zip(taken, times, times[1:], strict=False):
-            taken[stage].append(1000 * (end - start))
+        for stage, start, end in zip(STAGES, times, times[1:], strict=False):
+            durations_ms[stage].append(1000 * (end - start))
 
-    _latencies(staged, images, seconds)
-    return {stage: round(float(np.median(each[_WARM_UP_RUNS:])), 4) for stage, each in taken.items()}
+    _measure_latency(classify_in_stages, task.paths, task.seconds)
+    return {stage: round(float(np.median(values[_WARM_UP_RUNS:])), 4) for stage, values in durations_ms.items()}
 
 
 def _peak_bytes() -> int | None:
-    """The most memory that this process had, or None where the system does not tell."""
+    """Return the peak memory of this process, or None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -142,11 +138,17 @@ def _peak_bytes() -> int | None:
 
 
 @click.command("clf-bench")
-@click.argument("order", type=click.Path(path_type=Path))
-def command(options: Path) -> None:
-    """Do what ORDER says, and print what came of it."""
-    ((what, arguments),) = json.loads(options.read_bytes()).items()
-    click.echo(json.dumps(lay_out(**arguments) if what == "lay_out" else measure(**arguments)))
+@click.argument("file", type=click.Path(path_type=Path))
+def command(file: Path) -> None:
+    """Do the task in FILE, and print its result."""
+    content = json.loads(file.read_bytes())
+    silence_log()
+    result: ImageSet | WarmRun
+    if content["task"] == PrepareTask.__name__:
+        result = prepare_images(PrepareTask(**content["fields"]))
+    else:
+        result = measure(MeasureTask(**content["fields"]))
+    click.echo(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the processor is and can do, as far as the system tells."""
+"""The name of the processor and its instruction sets, as far as the system reports them."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
 
-# What onnxruntime's kernels choose by, oldest first: the word in /proc/cpuinfo → how people call it.
+# What onnxruntime selects its kernels by, oldest first: flag in /proc/cpuinfo → common name.
 _INSTRUCTION_SETS = {
     "sse4_1": "SSE4.1",
     "avx": "AVX",
@@ -32,32 +32,32 @@ _INSTRUCTION_SETS = {
 
 
 def name(proc: Path = Path("/proc")) -> str:
-    """Name the processor."""
-    words = _cpuinfo(proc)
+    """Return the name of the processor."""
+    values = _read_cpuinfo(proc)
     for key in ("model name", "Hardware", "Model"):
-        if words.get(key):
-            return words[key]
+        if values.get(key):
+            return values[key]
     return platform.processor() or platform.machine() or "unknown"
 
 
 def instruction_sets(proc: Path = Path("/proc")) -> list[str] | None:
-    """Name the instruction sets that matter here, or None where the system does not tell."""
-    words = _cpuinfo(proc)
-    flags = words.get("flags") or words.get("Features")
+    """Return the instruction sets that matter to onnxruntime, or None if the system does not report them."""
+    values = _read_cpuinfo(proc)
+    flags = values.get("flags") or values.get("Features")
     if flags is None:
         return None
-    found = set(flags.split())
-    return list(dict.fromkeys(called for word, called in _INSTRUCTION_SETS.items() if word in found))
+    supported = set(flags.split())
+    return list(dict.fromkeys(common_name for flag, common_name in _INSTRUCTION_SETS.items() if flag in supported))
 
 
-def _cpuinfo(proc: Path) -> dict[str, str]:
-    """Give what is said of the first processor, by key."""
+def _read_cpuinfo(proc: Path) -> dict[str, str]:
+    """Return the values of the first processor by key."""
     try:
         lines = (proc / "cpuinfo").read_text().splitlines()
     except OSError:
         return {}
     pairs = [line.partition(":") for line in lines if ":" in line]
-    words: dict[str, str] = {}
+    values: dict[str, str] = {}
     for key, _, value in pairs:
-        words.setdefault(key.strip(), value.strip())
-    return words
+        values.setdefault(key.strip(), value.strip())
+    return values

@@ -1,4 +1,4 @@
-"""The proof inside the file, replayed: real images as encoded files, and the logits that PyTorch gave for them."""
+"""The self-test inside a model file: encoded images, and the logits that PyTorch computed for them."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from clf_runtime.session import Float32Array
 
 @dataclass(frozen=True)
 class Case:
-    """One image and its reference."""
+    """One image and its reference logits."""
 
     name: str
     image: bytes  # an image file, encoded
-    logits: tuple[float, ...]  # float32 PyTorch, on a CPU; of the self-test's classes
+    logits: tuple[float, ...]  # from PyTorch in float32 on a CPU; of the self-test's classes
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What travels in the file under `clf.selftest`."""
+    """The content of `clf.selftest`."""
 
-    tolerance: float  # the largest |difference of a logit| that counts as the same answer
+    tolerance: float  # the largest allowed |difference of a logit|
     cases: tuple[Case, ...]
-    classes: tuple[int, ...] | None = None  # the positions of the logits, ascending; None: all of them
+    classes: tuple[int, ...] | None = None  # the positions of the logits, ascending; None if all
 
     def to_json(self) -> str:
-        """Give the text that `from_json` reads."""
+        """Return the JSON text that `from_json` reads."""
         cases = [
             {"name": case.name, "image": base64.b64encode(case.image).decode(), "logits": case.logits}
             for case in self.cases
         ]
-        some = {} if self.classes is None else {"classes": self.classes}
-        return json.dumps({"tolerance": self.tolerance, **some, "cases": cases})
+        classes = {} if self.classes is None else {"classes": self.classes}
+        return json.dumps({"tolerance": self.tolerance, **classes, "cases": cases})
 
     @classmethod
     def from_json(cls, text: str, source: str) -> SelfTest:
-        """Parse the text; `source` is the file to name in a refusal. Raises InvalidModelError."""
+        """Parse a self-test; `source` is the name of the file for error messages. Raises InvalidModelError."""
         try:
             content = json.loads(text)
             cases = tuple(
@@ -54,29 +54,29 @@ class SelfTest:
                 )
                 for case in content["cases"]
             )
-            some = content.get("classes")
-            return cls(float(content["tolerance"]), cases, None if some is None else tuple(map(int, some)))
+            classes = content.get("classes")
+            return cls(float(content["tolerance"]), cases, None if classes is None else tuple(map(int, classes)))
         except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
             raise InvalidModelError(
-                f"{source}: refused: its {SELFTEST_KEY} cannot be read ({error!r}); export it again"
+                f"{source}: its {SELFTEST_KEY} cannot be parsed ({error!r}); export it again"
             ) from None
 
 
 @dataclass(frozen=True)
 class SelfTestResult:
-    """What a replay found on this machine."""
+    """The result of a self-test on this machine."""
 
     images: int
     max_difference: float  # of a logit, over all images and classes
-    worst_image: str  # the image that it belongs to
-    flipped: int  # images whose label is another one here, although the tolerance leaves no doubt of it
+    worst_image: str  # the image with this difference
+    flipped: int  # images with another label here, although the tolerance does not allow it
     tolerance: float
     provider: str
 
     @property
     def passed(self) -> bool:
-        """Whether this machine gives the answers that the model was exported with."""
-        # A NaN compares as false, and so fails.
+        """Whether this machine computes the logits that the model was exported with."""
+        # A NaN compares as false, so it fails.
         return self.flipped == 0 and self.max_difference <= self.tolerance
 
     def __str__(self) -> str:
@@ -88,47 +88,51 @@ class SelfTestResult:
 
 
 def read_self_test(file: OnnxFile) -> SelfTest:
-    """Give the self-test that `file` carries. Raises InvalidModelError."""
+    """Return the self-test that a model file contains. Raises InvalidModelError."""
     if SELFTEST_KEY not in file.metadata:
-        raise InvalidModelError(f"{file.path}: refused: it carries no {SELFTEST_KEY}; export it again")
+        raise InvalidModelError(f"{file.path}: it contains no {SELFTEST_KEY}; export it again")
     return SelfTest.from_json(file.metadata[SELFTEST_KEY], str(file.path))
 
 
 def run_self_test(classifier: Classifier) -> SelfTestResult:
-    """Run the self-test that `classifier`'s file carries. Raises InvalidModelError, ImageError."""
-    source = str(classifier.file.path)
+    """Run the self-test that the model file of a classifier contains. Raises InvalidModelError, ImageError."""
     test = read_self_test(classifier.file)
     labels = range(len(classifier.spec.labels))
-    compared = tuple(labels) if test.classes is None else test.classes
-    if not _fits(test, compared) or not set(compared) <= set(labels):
-        raise InvalidModelError(f"{source}: refused: its {SELFTEST_KEY} does not fit its labels; export it again")
+    classes = tuple(labels) if test.classes is None else test.classes
+    if not _is_consistent(test, classes) or not set(classes) <= set(labels):
+        raise InvalidModelError(
+            f"{classifier.file.path}: its {SELFTEST_KEY} does not match its labels; export it again"
+        )
     reference = np.asarray([case.logits for case in test.cases], dtype=np.float32)
-    logits = np.stack([_logits(classifier, case) for case in test.cases])
-    differences = np.abs(logits[:, list(compared)] - reference).max(axis=1)
-    other = logits.argmax(axis=1) != np.asarray(compared)[reference.argmax(axis=1)]
-    worst_image = int(differences.argmax())  # a NaN counts as the largest
+    logits = np.stack([_run_case(classifier, case) for case in test.cases])
+    differences = np.abs(logits[:, list(classes)] - reference).max(axis=1)
+    has_other_label = logits.argmax(axis=1) != np.asarray(classes)[reference.argmax(axis=1)]
+    worst = int(differences.argmax())  # a NaN counts as the largest
     return SelfTestResult(
         images=len(test.cases),
-        max_difference=float(differences[worst_image]),
-        worst_image=test.cases[worst_image].name,
-        flipped=int((_decided(reference, test.tolerance) & other).sum()),
+        max_difference=float(differences[worst]),
+        worst_image=test.cases[worst].name,
+        flipped=int((_is_decided(reference, test.tolerance) & has_other_label).sum()),
         tolerance=test.tolerance,
         provider=classifier.provider,
     )
 
 
-def _fits(test: SelfTest, compared: tuple[int, ...]) -> bool:
-    return bool(test.cases) and bool(compared) and all(len(case.logits) == len(compared) for case in test.cases)
+def _is_consistent(test: SelfTest, classes: tuple[int, ...]) -> bool:
+    return bool(test.cases) and bool(classes) and all(len(case.logits) == len(classes) for case in test.cases)
 
 
-def _decided(logits: Float32Array, tolerance: float) -> npt.NDArray[np.bool_]:
-    """Tell, for logits (N, classes), whose best one stays the best if each moves by as much as it may: bool (N,)."""
+def _is_decided(logits: Float32Array, tolerance: float) -> npt.NDArray[np.bool_]:
+    """Return whether the best class stays the best if each logit changes by the tolerance.
+
+    For logits (N, classes); returns bool (N,).
+    """
     best_two = np.sort(logits, axis=1)[:, -2:]
-    decided: npt.NDArray[np.bool_] = best_two[:, -1] - best_two[:, 0] > 2 * tolerance
-    return decided
+    is_decided: npt.NDArray[np.bool_] = best_two[:, -1] - best_two[:, 0] > 2 * tolerance
+    return is_decided
 
 
-def _logits(classifier: Classifier, case: Case) -> Float32Array:
+def _run_case(classifier: Classifier, case: Case) -> Float32Array:
     pixels = pixels_from_image(case.image, classifier.spec.preprocess)
     logits: Float32Array = classifier.run(pixels[None])[0][0]
     return logits

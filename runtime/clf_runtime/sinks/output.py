@@ -1,4 +1,4 @@
-"""`--output FILE`: complete or absent. A run that was cut off leaves FILE.partial, and can be gone on with."""
+"""`--output FILE`: written atomically. An interrupted run leaves FILE.partial and its journal, and can be resumed."""
 
 from __future__ import annotations
 
@@ -6,143 +6,162 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from clf_runtime import files
 from clf_runtime.errors import DataError, UsageError
-from clf_runtime.predictions import Failure, Result
 from clf_runtime.preprocess import SUFFIXES
-from clf_runtime.sinks.journal import Found, Journal, Point
-from clf_runtime.sources import ImageSource
+from clf_runtime.sinks.journal import Checkpoint, Journal, ResumePoint
 
-# At most so much work is done again after a kill.
-SECONDS_BETWEEN_POINTS = 0.2
+if TYPE_CHECKING:
+    from clf_runtime.run import RunStatistics
+
+# The most work that is repeated after a kill.
+SECONDS_BETWEEN_CHECKPOINTS = 0.2
 
 
-def checked(path: Path) -> Path:
-    """Give the file that `path` leads to, where a run may put its answers. Raises UsageError."""
+def check_target(path: Path) -> Path:
+    """Return the file that `path` leads to, links followed. Raises UsageError if results cannot be written there."""
     target = path.resolve()
     if target.exists() and not target.is_file():
-        raise UsageError(f"--output {path}: it is there, and no file; name a file, or redirect stdout to it")
+        raise UsageError(f"--output {path}: not a regular file; name a file, or redirect stdout to it")
     if not target.parent.is_dir():
-        raise UsageError(f"--output {path}: there is no folder {path.parent}; make it first")
+        raise UsageError(f"--output {path}: folder {path.parent} does not exist; create it first")
     if target.suffix.lower() in {*SUFFIXES, ".onnx"}:
-        raise UsageError(f"--output {path}: named like an image or a model, and could replace one; name it otherwise")
+        raise UsageError(
+            f"--output {path}: named like an image or a model, which it could overwrite; choose another suffix"
+        )
     return target
 
 
 class Output:
-    """The file in the making, as a context; it gets its name when the context ends without an exception."""
+    """The output file while it is written: a context. Ended without an exception, the file appears under its name.
 
-    def __init__(self, path: Path, options: Mapping[str, object], resume: bool) -> None:
-        """Begin `path`, or go on with it where `resume` says so and there is something to go on with.
+    Attributes:
+        discarded: Images in the results of an interrupted run that are discarded, because it is not resumed.
+        is_complete: Whether the interrupted run has classified all images, so that only the renaming is left.
+    """
 
-        `options` is what decides the answers; only the same one can be gone on with. Raises DataError where
-        another was begun, MachineError where another process writes the file, OSError.
+    def __init__(self, path: Path, identity: Mapping[str, object], statistics: RunStatistics, resume: bool) -> None:
+        """Store what to write.
+
+        Args:
+            path: The output file.
+            identity: Everything that the results depend on; a run is resumed only if it is the same.
+            statistics: The counts of the run; those of a resumed run are entered.
+            resume: Whether to resume an interrupted run, if there is one.
         """
         self._path = path
+        self._identity = identity
+        self._statistics = statistics
+        self._resume = resume
         self._partial = path.with_name(f"{path.name}.partial")
-        self._journal = Journal(path.with_name(f"{path.name}.partial.journal"), path)
-        try:
-            self.discarded = 0 if resume else self._journal.images()
-            found = self._journal.found(options, self._partial) if resume else Found()
-            self._data = self._continued(found) if found.point.images else self._begun(options)
-        except BaseException:
-            self._journal.close(finished=False)
-            raise
-        self.before = found.point
-        self._content = found.content
         self._names = hashlib.sha256()
-        self._images, self._failures = found.point.images, found.point.failures
-        self._marked, self._mark_due = found.point.images, time.monotonic() + SECONDS_BETWEEN_POINTS
+        self._checkpoint_due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
+        self.discarded = 0
+        self.is_complete = False
 
     def __enter__(self) -> Output:
+        """Begin the file, or continue that of an interrupted run.
+
+        Raises:
+            DataError: The interrupted run has another identity.
+            MachineError: Another process writes the file.
+            OSError: The file cannot be written.
+        """
+        self._journal = Journal.open(self._path.with_name(f"{self._path.name}.partial.journal"), self._path)
+        try:
+            if self._resume:
+                start = self._journal.resume_point(self._identity, self._partial)
+            else:
+                start = ResumePoint()
+                self.discarded = self._journal.count_images()
+            self._data = self._continue_file(start) if start.checkpoint.images else self._begin_file()
+        except BaseException:
+            self._journal.close(remove=False)
+            raise
+        self._content = start.content
+        self._last = start.checkpoint
+        self._expected_names = start.checkpoint.names
+        self.is_complete = start.checkpoint.is_last
+        self._statistics.resume(start.checkpoint.images, start.checkpoint.failures)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        finished = error is None
+        is_finished = error is None
         try:
-            if finished:
+            if is_finished:
                 self._finish()
         except OSError as full:
-            finished = False
-            full.filename = full.filename or str(self._path)  # a full disk does not say for which file
+            is_finished = False
+            full.filename = full.filename or str(self._path)  # the error of a full disk does not name the file
             raise
         finally:
             with contextlib.suppress(OSError):
                 self._data.close()
-            if not finished and not self._marked:
+            if not is_finished and not self._last.images:
                 self._partial.unlink(missing_ok=True)
-            self._journal.close(finished or not self._marked)
+            self._journal.close(remove=is_finished or not self._last.images)
         if isinstance(error, OSError):
             error.filename = error.filename or str(self._path)
-        if isinstance(error, KeyboardInterrupt) and self._marked:
-            error.args = (f"--resume goes on after {self._marked:,} images",)
+        if isinstance(error, KeyboardInterrupt) and self._last.images:
+            error.args = (f"--resume continues after {self._last.images:,} images",)
 
-    def rest_of(self, images: Iterator[ImageSource]) -> Iterator[ImageSource]:
-        """Pass over the images that have their answers. Raises DataError where they are not the same ones."""
-        for each in islice(images, self.before.images):
-            self._names.update(_line(each.name))
-        if self._names.hexdigest() != self.before.names:
+    def skip(self, name: str) -> None:
+        """Skip an image that the interrupted run has classified."""
+        self._names.update(_encode_name(name))
+
+    def check_skipped(self) -> None:
+        """Raise DataError if the skipped images are not those that the interrupted run has classified."""
+        if self._names.hexdigest() != self._expected_names:
             raise DataError(
-                f"{self._path}: the first {self.before.images:,} images named now are not those that the "
-                "unfinished run has answered; name the same ones, or leave out --resume to start over"
+                f"{self._path}: the first {self._statistics.resumed:,} images are not those that the interrupted run "
+                "has classified; name the same ones, or leave out --resume to start over"
             )
-        return iter(()) if self.before.ended else images
 
-    def noted(self, results: Iterable[Result]) -> Iterator[Result]:
-        """Count results on their way to `write`."""
-        for result in results:
-            self._images += 1
-            self._failures += isinstance(result, Failure)
-            self._names.update(_line(result.path or ""))
-            yield result
-
-    def write(self, text: str) -> None:
-        """Write the answers of all that was noted so far."""
-        if self.before.ended:
-            return  # a list's end is there already
+    def write(self, name: str | None, text: str) -> None:
+        """Write the text of an image, or of none. The statistics have counted the image already."""
         content = text.encode("utf-8", "surrogateescape")
         self._data.write(content)
         self._content.update(content)
-        # The end of a JSON list belongs to no image: nothing could be gone on with behind it.
-        if self._images > self._marked and time.monotonic() >= self._mark_due:
-            self._mark(ended=False)
-            self._mark_due = time.monotonic() + SECONDS_BETWEEN_POINTS
+        if name is None:
+            return  # never a checkpoint: nothing could be appended after the end of a JSON list
+        self._names.update(_encode_name(name))
+        if time.monotonic() >= self._checkpoint_due:
+            self._add_checkpoint(is_last=False)
+            self._checkpoint_due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
 
-    def _begun(self, options: Mapping[str, object]) -> BinaryIO:
-        self._journal.forget()  # first: without its first line it speaks of no file
+    def _begin_file(self) -> BinaryIO:
+        self._journal.clear()  # first: without its first line it describes no file
         data = self._partial.open("wb")
-        self._journal.begin(options)
+        self._journal.begin(self._identity)
         return data
 
-    def _continued(self, found: Found) -> BinaryIO:
-        self._journal.cut(found)
-        data = (self._path if found.point.ended and not self._partial.exists() else self._partial).open("r+b")
-        data.truncate(found.point.size_bytes)
+    def _continue_file(self, start: ResumePoint) -> BinaryIO:
+        self._journal.truncate(start)
+        is_renamed = start.checkpoint.is_last and not self._partial.exists()
+        data = (self._path if is_renamed else self._partial).open("r+b")
+        data.truncate(start.checkpoint.size_bytes)
         data.seek(0, os.SEEK_END)
         return data
 
-    def _mark(self, ended: bool) -> None:
+    def _add_checkpoint(self, is_last: bool) -> None:
         self._data.flush()
-        self._journal.add(
-            Point(
-                self._images,
-                self._failures,
-                self._data.tell(),
-                self._names.hexdigest(),
-                self._content.hexdigest(),
-                ended,
-            )
+        self._last = Checkpoint(
+            images=self._statistics.images,
+            failures=self._statistics.failures,
+            size_bytes=self._data.tell(),
+            names=self._names.hexdigest(),
+            content=self._content.hexdigest(),
+            is_last=is_last,
         )
-        self._marked = self._images
+        self._journal.add(self._last)
 
     def _finish(self) -> None:
-        self._mark(ended=True)
+        self._add_checkpoint(is_last=True)
         self._data.close()
         if self._partial.exists():
             files.sync(self._partial)
@@ -150,5 +169,5 @@ class Output:
             files.sync(self._path.parent)
 
 
-def _line(name: str) -> bytes:
+def _encode_name(name: str) -> bytes:
     return os.fsencode(name) + b"\0"

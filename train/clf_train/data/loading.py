@@ -104,7 +104,7 @@ def list_unreadable(folder: Path, faults: Sequence[Unreadable]) -> Path:
     rows.writerow(("path", "kind", "message"))
     rows.writerows((fault.path, fault.kind, fault.message) for fault in faults)
     path = folder / artifacts.UNREADABLE
-    files.write(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    files.atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
     return path
 
 

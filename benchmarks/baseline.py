@@ -1,4 +1,4 @@
-"""The least that any program must do for one answer: numpy, onnxruntime, Pillow. usage: floor.py MODEL IMAGE"""
+"""The least that any program needs for one prediction: numpy, onnxruntime, Pillow. usage: baseline.py MODEL IMAGE"""
 
 import sys
 

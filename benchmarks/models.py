@@ -15,8 +15,9 @@ from clf_export.exporters.onnx import onnx_from_program, with_metadata
 from clf_export.exporters.trace import program_from_model
 from clf_runtime.onnx_file import SPEC_KEY
 from clf_runtime.spec import ModelSpec
-from clf_train.config import TrainConfig, input_of
-from clf_train.models.factory import build
+from clf_train.config import InputOptions
+from clf_train.models.factory import build_model
+from clf_train.plan import resolve_input
 
 
 def exported(architecture: str, folder: Path) -> Path:
@@ -26,11 +27,11 @@ def exported(architecture: str, folder: Path) -> Path:
         return path
     ours = "-" in architecture
     torch.manual_seed(0)
-    config = TrainConfig(model=architecture, size=(28, 28), color="L") if ours else TrainConfig(model=architecture)
-    preprocess, normalize = input_of(config, architecture)
+    options = InputOptions(size=(28, 28), color="L") if ours else InputOptions()
+    preprocess, normalize = resolve_input(architecture, options)
     labels = tuple(f"class {index}" for index in range(10 if ours else 1000))
     spec = ModelSpec(architecture, labels, preprocess, normalize, 1.0, None, None)
-    module = ExportModule(build(architecture, preprocess.shape, len(labels)).eval(), spec).eval()
+    module = ExportModule(build_model(architecture, preprocess.shape, len(labels)).eval(), spec).eval()
     graph = onnx_from_program(program_from_model(module, spec))
     folder.mkdir(parents=True, exist_ok=True)
     path.write_bytes(with_metadata(graph, {SPEC_KEY: spec.to_json()}))

@@ -31,8 +31,9 @@ from clf_runtime.errors import ClfError
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array
 from clf_runtime.spec import ModelSpec
-from clf_train.config import TrainConfig, input_of
-from clf_train.models.factory import build
+from clf_train.config import InputOptions
+from clf_train.models.factory import build_model
+from clf_train.plan import resolve_input
 from clf_train.registry import TORCHVISION
 
 CLASSES = 1000
@@ -44,7 +45,7 @@ SPREAD = 0.01  # of the logits' scale, from image to image
 def deployable(name: str) -> tuple[ExportModule, ModelSpec]:
     """Build one network with random weights, and what it would be exported with."""
     torch.manual_seed(0)
-    preprocess, normalize = input_of(TrainConfig(model=name), name)
+    preprocess, normalize = resolve_input(name, InputOptions())
     spec = ModelSpec(
         architecture=name,
         labels=tuple(map(str, range(CLASSES))),
@@ -54,7 +55,7 @@ def deployable(name: str) -> tuple[ExportModule, ModelSpec]:
         metrics=None,
         provenance=None,
     )
-    network = build(name, preprocess.shape, CLASSES).eval()
+    network = build_model(name, preprocess.shape, CLASSES).eval()
     for layer in network.modules():
         if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
             torch.nn.init.normal_(layer.weight, std=0.02)  # a transformer's head begins as zeros: nothing to compare

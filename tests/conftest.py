@@ -22,6 +22,9 @@ import pytest
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parent.parent
 
+# The tests import this file by name; without this they would get a second module, with a second Zygote.
+sys.modules["conftest"] = sys.modules[__name__]
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

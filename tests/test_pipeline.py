@@ -70,9 +70,9 @@ def draw_shape(label: str, random: np.random.Generator) -> Image.Image:
 def test_the_runtime_predicts_what_pytorch_predicts(artifacts, tmp_path):
     """Encoded images of any size: the runtime against torchvision's transforms and eager PyTorch."""
     from clf_export.parity.reference import Reference
-    from clf_train.models import saved
+    from clf_train.models.saved import load_saved_model
 
-    model = saved.load(artifacts)
+    model = load_saved_model(artifacts)
     paths = []
     for number in range(40):
         path = tmp_path / f"{number}.png"
@@ -101,13 +101,13 @@ def mnist(tmp_path_factory, test_data):
 def test_ten_thousand_png_files_get_the_labels_of_pytorch(mnist, test_data, command, tmp_path):
     from torchvision import datasets, transforms
 
-    from clf_train.models import saved
+    from clf_train.models.saved import load_saved_model
 
     test = datasets.MNIST(test_data / "mnist", train=False)
     (tmp_path / "png").mkdir()
     for index, (image, _) in enumerate(test):
         image.save(tmp_path / "png" / f"{index:05d}.png")
-    model = saved.load(mnist / "artifacts")
+    model = load_saved_model(mnist / "artifacts")
     normalize = transforms.Normalize(model.spec.normalize.mean, model.spec.normalize.std)
     images = normalize(torch.stack([transforms.functional.to_tensor(image) for image, _ in test]))
     with torch.inference_mode():

@@ -74,7 +74,10 @@ Exit codes: 0 done, 2 wrong usage, 3 model or data refused, or a proof failed
     "--data-root", metavar="DIR", envvar="CLF_DATA_ROOT", help="Where data sets by name lie.  [default: likewise]"
 )
 @click.option(
-    "--model", metavar="PACKAGE.MODULE:FACTORY", help="The function of your own that builds the network, if one does."
+    "--trust-factory",
+    "model",
+    metavar="PACKAGE.MODULE:FACTORY",
+    help="The function of your own that builds the network, if one does.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace exported files.")
 @click.version_option(__version__, prog_name="clf-export")

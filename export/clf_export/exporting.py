@@ -29,7 +29,7 @@ from clf_runtime.errors import DataError, InvalidModelError
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
 from clf_runtime.session import runtime_version
 from clf_runtime.spec import ModelSpec
-from clf_train.models import saved
+from clf_train.models.saved import load_saved_model
 
 Opened = tuple[OpenedModel, ModelSpec]
 Say = Callable[[str], object]
@@ -83,7 +83,7 @@ def export(
     """
     highest_opset(min_runtime)
     _refuse_existing(folder, targets, overwrite)
-    model = saved.load(folder, trusted)
+    model = load_saved_model(folder, trusted)
     images = find_test_split(folder, model.spec, data, data_root)
     reference = Reference(model.model, model.spec)
     module = ExportModule(model.model, model.spec).eval()

@@ -12,10 +12,10 @@ from clf_runtime import artifacts
 from clf_runtime.errors import DataError
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import ModelSpec, Preprocess
-from clf_train.config import TrainConfig, load_dataset
+from clf_train.config import DataSource, load_dataset
 from clf_train.data.cache import Shard, choose_cache
 from clf_train.data.dataset import Dataset, ImageSet, Int64Array, interleave_classes, raise_if_unreadable
-from clf_train.data.loading import load, select_readable
+from clf_train.data.loading import decode_dataset, select_readable
 
 _CALIBRATION = 128
 _SEARCH_IMAGES = 1000
@@ -60,25 +60,25 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
         raise DataError(
             "model.json: names no data, so there is nothing to prove the export with; say --data with labelled images"
         )
-    config = TrainConfig(
+    source = DataSource(
         data=wanted,
         data_root=data_root or origin.data_root or "data",
         test_split=origin.test_split,
         seed=origin.seed,
     )
     try:
-        dataset = load_dataset(config)
+        dataset = load_dataset(source)
     except DataError as refusal:
         raise DataError(f"{refusal}; --data says where the images of the training are") from None
     found = _decoded(dataset, spec.preprocess, folder)
-    _refuse_changed(config.data, found.dataset, spec)
+    _refuse_changed(source.data, found.dataset, spec)
     return found
 
 
 def _decoded(dataset: Dataset, preprocess: Preprocess, folder: Path) -> TestSplit:
     nothing = dataset.train.subset([])
-    place = choose_cache(len(dataset.test), preprocess.shape, folder)
-    loaded = load(replace(dataset, train=nothing, validation=nothing), preprocess, place, folder)
+    cache = choose_cache(len(dataset.test), preprocess.shape, folder)
+    loaded = decode_dataset(replace(dataset, train=nothing, validation=nothing), preprocess, cache)
     # What the training left out, if it left out any, is left out here too.
     if not (folder / artifacts.UNREADABLE).is_file():
         raise_if_unreadable(loaded.unreadable, len(dataset.test))
@@ -100,4 +100,4 @@ def _refuse_changed(data: str, dataset: Dataset, spec: ModelSpec) -> None:
 def _some(images: ImageSet, preprocess: Preprocess, count: int) -> tuple[UInt8Array, Int64Array]:
     """Decode some of the images, the classes in turn; what cannot be read is passed over."""
     chosen = select_readable(images.subset(sorted(interleave_classes(images.targets, count))), preprocess)
-    return chosen.decoded(preprocess) if len(chosen) else np.empty((0, *preprocess.shape), np.uint8), chosen.targets
+    return chosen.decode(preprocess) if len(chosen) else np.empty((0, *preprocess.shape), np.uint8), chosen.targets

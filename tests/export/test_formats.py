@@ -20,7 +20,7 @@ from clf_export.quantize.graph import Graph
 from clf_export.test_split import find_test_split
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import InvalidModelError, UsageError
-from clf_train.models import saved
+from clf_train.models.saved import load_saved_model
 
 NETWORKS = """
 import torch
@@ -127,7 +127,7 @@ def test_a_network_that_no_file_can_hold_is_refused_by_what_it_needs(
     command, custom, tmp_path, network, arguments, said
 ):
     name = custom(network)
-    done = command("clf-export", "--model", name, *arguments, PYTHONPATH=str(tmp_path))
+    done = command("clf-export", "--trust-factory", name, *arguments, PYTHONPATH=str(tmp_path))
     assert done.code == 3
     assert said in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
@@ -136,7 +136,7 @@ def test_a_network_that_no_file_can_hold_is_refused_by_what_it_needs(
 
 def test_a_newer_runtime_may_have_a_newer_operator_and_an_older_one_refuses_it(command, custom, tmp_path):
     name = custom("Attentive")
-    done = command("clf-export", "--model", name, "--min-runtime", "1.23", PYTHONPATH=str(tmp_path))
+    done = command("clf-export", "--trust-factory", name, "--min-runtime", "1.23", PYTHONPATH=str(tmp_path))
     assert done.code == 0, done.err
     assert done.out.splitlines()[1].endswith("1.23+")
     assert Classifier.load(tmp_path / "artifacts/model.onnx").file.opset == 23
@@ -226,7 +226,7 @@ class Overflowing(nn.Module):
 
 
 def test_an_operator_that_overflows_float16_stays_in_float32(artifacts):
-    model = saved.load(artifacts)
+    model = load_saved_model(artifacts)
     images = find_test_split(artifacts, model.spec, None, None)
     module = ExportModule(Overflowing(model.model).eval(), model.spec).eval()
     content = onnx_from_program(program_from_model(module, model.spec))

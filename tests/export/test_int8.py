@@ -23,7 +23,7 @@ from clf_export.quantize.search import QuantizationSearch, lines
 from clf_export.test_split import find_test_split
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
-from clf_train.models import saved
+from clf_train.models.saved import load_saved_model
 
 IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8)
@@ -31,7 +31,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uin
 
 @pytest.fixture(scope="module")
 def model(artifacts):
-    return saved.load(artifacts)
+    return load_saved_model(artifacts)
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,12 @@ from clf_export.parity.reference_outputs import compute_reference_outputs
 from clf_export.test_split import find_test_split
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import InvalidModelError
-from clf_train.models import saved
+from clf_train.models.saved import load_saved_model
 
 
 @pytest.fixture(scope="module")
 def model(artifacts):
-    return saved.load(artifacts)
+    return load_saved_model(artifacts)
 
 
 @pytest.fixture(scope="module")

@@ -1,107 +1,120 @@
-"""Under torchrun the same command trains on all processes: exact figures, one writer, nothing lost with a worker."""
+"""Training on several processes: exact metrics, one writer, and nothing is lost with a process.
+
+Most tests start the processes as torchrun does, through the environment alone; one uses torchrun itself.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN
+from conftest import BIN, Ended, Zygote
+from odd_images import drawing
 
-from clf_runtime.errors import DataError
-from clf_runtime.spec import Normalize
-from clf_train.config import TrainConfig, load_dataset
-from clf_train.data.cache import ArrayPixels, full_shard
-from clf_train.distributed import ProcessGroup
+from clf_train.config import DataSource, load_dataset
+from clf_train.data.cache import ArrayPixels
 from clf_train.engine.evaluate import compute_logits
-from clf_train.engine.trainer import Trainer
-from clf_train.models import saved
-from clf_train.models.networks import LeNet
-from clf_train.recipe import Recipe
+from clf_train.models.saved import load_saved_model
 
 TORCHRUN = [BIN / "torchrun", "--standalone", "--no-python", "--nproc-per-node", "2"]
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo and /proc are asked for")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs gloo and /proc")
+
+TrainOnTwo = Callable[..., tuple[Ended, Ended]]
 
 
-def torchrun(folder: Path, *options: object, restarts: int = 0) -> subprocess.Popen:
-    arguments = [*TORCHRUN, "--max-restarts", restarts, BIN / "clf-train", *options]
-    return subprocess.Popen(
-        list(map(str, arguments)),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture(scope="module")
+def second_zygote() -> Iterator[Zygote]:
+    """A process that forks the process of rank 1, while the shared one runs rank 0."""
+    zygote = Zygote()
+    yield zygote
+    zygote._process.kill()
+    zygote._process.communicate()
 
 
-def lines_of(stderr: str) -> list[str]:
-    """Leave out what torchrun itself says."""
-    return [line for line in stderr.splitlines() if line.startswith(("epoch", "note", "clf-train", "lenet", "plain"))]
+@pytest.fixture
+def train_on_two(tmp_path, second_zygote) -> TrainOnTwo:
+    """Run clf-train in two processes that train together; return how both ended."""
+
+    def run(*options: object) -> tuple[Ended, Ended]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [str(BIN / "clf-train"), *map(str, options)]
+        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environments = [os.environ | group | {"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        with ThreadPoolExecutor() as threads:
+            futures = [
+                threads.submit(zygote.run, command, tmp_path, environment)
+                for zygote, environment in zip((Zygote.shared(), second_zygote), environments, strict=True)
+            ]
+            first, second = (future.result() for future in futures)
+        return first, second
+
+    return run
 
 
-def history(folder: Path) -> list[dict[str, float]]:
+def read_history(folder: Path) -> list[dict[str, float]]:
     with (folder / "artifacts/history.csv").open() as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_two_processes_see_every_image_once_and_their_figures_are_exact(tmp_path, command):
-    # A rate of nothing: the weights stay, and each figure is a sum over the same images, varied the same way.
-    options = (
-        "--model",
-        "plain-conv2-mlp",
-        "--epochs",
-        2,
-        "--learning-rate",
-        "1e-12",
-        "--size",
-        "28",
-        "--checkpoint-every",
-        0,
-    )
+def test_two_processes_see_every_image_once_and_their_metrics_are_exact(tmp_path, command, train_on_two):
+    # With this rate the weights do not change, and each metric is a sum over the same images, augmented the same way.
+    options = ("--model", "plain-conv2-mlp", "--epochs", 2, "--learning-rate", "1e-12", "--checkpoint-every", 0)
     (tmp_path / "alone").mkdir()
     assert command("clf-train", *options, cwd=tmp_path / "alone").code == 0
-    with torchrun(tmp_path, *options) as process:
-        out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert len(out.splitlines()) == 1
-    assert len(lines_of(err)) == 3
-    assert "on cpu, 2 processes" in err
-    together, alone = history(tmp_path), history(tmp_path / "alone")
-    for ours, expected in zip(together, alone, strict=True):
-        assert ours["train_accuracy"] == expected["train_accuracy"]
-        assert ours["validation_accuracy"] == expected["validation_accuracy"]
-        assert ours["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
-    model = saved.load(tmp_path / "artifacts")
-    test = load_dataset(TrainConfig()).test
-    pixels = ArrayPixels(test.decoded(model.spec.preprocess))
-    logits = compute_logits(model.model, pixels, model.spec.normalize, torch.device("cpu"))
-    assert float((logits.argmax(1) == test.targets).mean()) == model.spec.metrics.accuracy
-    assert model.spec.metrics.images == len(test)
+    first, second = train_on_two(*options)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert len(first.out.splitlines()) == 1
+    assert len(first.err.splitlines()) == 3
+    assert "on cpu, 2 processes" in first.err
+    assert (second.out, second.err) == ("", "")
+    for row, expected in zip(read_history(tmp_path), read_history(tmp_path / "alone"), strict=True):
+        assert row["train_accuracy"] == expected["train_accuracy"]
+        assert row["validation_accuracy"] == expected["validation_accuracy"]
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
+    saved = load_saved_model(tmp_path / "artifacts")
+    test = load_dataset(DataSource("digits")).test
+    pixels = ArrayPixels(test.decode(saved.spec.preprocess))
+    logits = compute_logits(saved.model, pixels, saved.spec.normalize, torch.device("cpu"))
+    assert float((logits.argmax(1) == test.targets).mean()) == saved.spec.metrics.accuracy
+    assert saved.spec.metrics.images == len(test)
 
 
-def test_a_killed_worker_costs_an_interval_and_torchrun_starts_all_of_them_again(tmp_path):
-    with torchrun(tmp_path, "--epochs", 12, restarts=1) as process:
-        assert any("epoch 3/" in line for line in process.stderr)
+def test_after_a_process_is_killed_torchrun_restarts_all_and_they_resume_from_the_checkpoint(tmp_path):
+    options = ("--model", "tiny-convnet", "--epochs", "6")
+    arguments = [*TORCHRUN, "--max-restarts", "1", BIN / "clf-train", *options]
+    process = subprocess.Popen(
+        [str(argument) for argument in arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    with process:
+        assert any("epoch 2/" in line for line in process.stderr)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         rest = process.stderr.read()
         assert process.wait(200) == 0, rest
-    assert "note: going on with " in rest
-    assert "epoch 12/12" in rest
-    assert [row["epoch"] for row in history(tmp_path)] == list(range(1, 13))
+    assert "resuming with " in rest
+    assert "epoch 6/6" in rest
+    assert [row["epoch"] for row in read_history(tmp_path)] == list(range(1, 7))
     assert not list((tmp_path / "artifacts").glob("*checkpoint*"))
 
 
-def test_a_folder_is_shared_out_and_its_faults_are_told_once(tmp_path):
-    from awkward import drawing
-
+def test_processes_share_a_folder_and_list_its_unreadable_images_once(tmp_path, train_on_two):
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         for number in range(20):
@@ -109,25 +122,26 @@ def test_a_folder_is_shared_out_and_its_faults_are_told_once(tmp_path):
     for name in ("a/03.png", "b/04.png"):
         (tmp_path / "data" / name).write_text("not an image")
     options = ("--data", "data", "--epochs", 1)
-    with torchrun(tmp_path, *options) as process:
-        _, err = process.communicate(timeout=200)
-    assert process.returncode != 0
-    assert err.count("2 of 40 images cannot be read") == 1
-    with torchrun(tmp_path, *options, "--skip-unreadable") as process:
-        out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert "right on 8 held-out images" in out or "right on 7 held-out images" in out
-    listed = (tmp_path / "artifacts/unreadable.csv").read_text()
-    assert "data/a/03.png,not-an-image," in listed
-    assert "data/b/04.png,not-an-image," in listed
+    first, second = train_on_two(*options)
+    assert (first.code, second.code) == (3, 3)
+    assert "2 of 40 images cannot be read" in first.error
+    assert second.err == ""
+    first, second = train_on_two(*options, "--skip-unreadable")
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    assert "on 8 test images" in first.out or "on 7 test images" in first.out
+    rows = (tmp_path / "artifacts/unreadable.csv").read_text()
+    assert "data/a/03.png,not-an-image," in rows
+    assert "data/b/04.png,not-an-image," in rows
 
 
-def test_too_few_images_for_the_processes_are_told(monkeypatch):
-    monkeypatch.setattr(ProcessGroup, "all_gather", lambda self, value: [value, 0])
-    monkeypatch.setattr(ProcessGroup, "wrap_ddp", lambda self, model: model)
-    part = full_shard(torch.zeros((2, 32, 32, 3), dtype=torch.uint8).numpy(), torch.arange(2).numpy())
-    with pytest.raises(DataError, match="2 images in batches of 2 are too few for 2 processes; start fewer"):
-        Trainer(
-            LeNet((32, 32, 3), 2), part, part, Recipe(1, 2, 0.1), Normalize((0.5,) * 3, (0.5,) * 3),
-            seed=0, device=torch.device("cpu"), group=ProcessGroup(0, 2),
-        )  # fmt: skip
+def test_too_few_images_for_the_processes_are_an_error(tmp_path, train_on_two):
+    # One image of each class is in the test split, so the processes have two training images and one.
+    for label, count in (("a", 3), ("b", 2)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(count):
+            drawing(20, 20).save(tmp_path / "data" / label / f"{number}.png")
+    first, second = train_on_two("--data", "data", "--batch-size", 2)
+    assert (first.code, second.code) == (3, 3), first.err + second.err
+    assert "3 images in batches of 2 are too few for 2 processes; start fewer, or use a --batch-size" in first.err
+    assert second.err == ""
+    assert not (tmp_path / "artifacts").exists()

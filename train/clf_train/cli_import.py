@@ -1,4 +1,4 @@
-"""`clf-import`: a state_dict trained elsewhere to a finished artifacts folder. Parses, calls, prints."""
+"""`clf-import`: turns a state_dict that was trained elsewhere into a finished artifacts folder."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import click
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute
 from clf_train.cli import COLOR_OPTION, DATA_ROOT_OPTION, RESIZE_OPTION, SEED_OPTION, TEST_SPLIT_OPTION, Size
+from clf_train.progress import format_percent
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, ResizeMode
 
 
 class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
-    """One number, or one for each channel, with commas."""
+    """One number, or one for each channel, separated by commas."""
 
     name = "X[,Y,Z]"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Give the numbers."""
+        """Return the numbers."""
         try:
-            return tuple(float(part) for part in str(value).split(","))
+            return tuple(float(text) for text in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r} is no number; expected like 0.5 or 0.485,0.456,0.406.", param, ctx)
+            self.fail(f"{value!r} is not a number; expected 0.5 or 0.485,0.456,0.406, for example.", param, ctx)
 
 
 @click.command(
@@ -39,8 +40,8 @@ Examples:
              --size 96x128 --color RGB --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
 
 \b
-Exit codes: 0 done, 2 wrong usage, 3 weights or data refused,
-4 this machine cannot do it, 130 Ctrl-C (nothing is written).""",
+Exit codes: 0 success, 2 usage error, 3 invalid weights or data,
+4 not possible on this machine, 130 Ctrl-C (nothing is written).""",
 )
 @ARTIFACTS_OPTION
 @click.option("--weights", required=True, metavar="FILE", help="A state_dict, a checkpoint with one, or safetensors.")
@@ -48,19 +49,21 @@ Exit codes: 0 done, 2 wrong usage, 3 weights or data refused,
     "--model",
     required=True,
     metavar="NAME|PACKAGE.MODULE:FACTORY",
-    help="One of clf-train --list-models, or a function of your own.",
+    help="A name from clf-train --list-models, or your own function.",
 )
-@click.option("--labels", required=True, metavar="A,B,C|FILE", help="In output order; a file has one on each line.")
+@click.option("--labels", required=True, metavar="A,B,C|FILE", help="In output order; a file has one label per line.")
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: the model's]")
 @COLOR_OPTION
 @RESIZE_OPTION
 @click.option("--mean", type=Numbers(), help="Of pixels in 0..1, as in training.  [default: the model's]")
-@click.option("--std", type=Numbers(), help="Likewise.")
-@click.option("--data", "-d", metavar="NAME|DIR", help="Labelled images: tells the accuracy, fits the temperature.")
+@click.option("--std", type=Numbers(), help="Of pixels in 0..1, as in training.  [default: the model's]")
+@click.option(
+    "--data", "-d", metavar="NAME|DIR", help="Labelled images, to measure the accuracy and fit the temperature."
+)
 @DATA_ROOT_OPTION
 @TEST_SPLIT_OPTION
 @SEED_OPTION
-@click.option("--overwrite", is_flag=True, help="Replace a finished model.")
+@click.option("--overwrite", is_flag=True, help="Replace a finished model or unfinished training.")
 @click.version_option(__version__, prog_name="clf-import")
 def command(
     artifacts: str,
@@ -78,31 +81,32 @@ def command(
     seed: int,
     overwrite: bool,
 ) -> None:
-    """Bring in a state_dict that was trained elsewhere, so that clf-export can prove and export it."""
+    """Import a state_dict that was trained elsewhere, so that clf-export can verify and export it."""
     from pathlib import Path
 
-    from clf_train.config import TrainConfig
-    from clf_train.importing import Origin, import_model, labels_from
+    from clf_train.config import DataSource, InputOptions
+    from clf_train.importing import ImportConfig, import_model, read_labels
 
-    config = TrainConfig(
-        data=data or "",
-        data_root=data_root,
+    config = ImportConfig(
+        weights=Path(weights),
         model=model,
-        size=size,
-        color=color,
-        resize=resize,
-        test_split=test_split,
-        seed=seed,
+        labels=read_labels(labels),
+        source=DataSource(data or "", data_root, test_split, seed),
+        has_data=data is not None,
+        input=InputOptions(size, color, resize),
+        mean=mean,
+        std=std,
+        overwrite=overwrite,
         command=shlex.join(["clf-import", *sys.argv[1:]]),
     )
-    origin = Origin(Path(weights), labels_from(labels), mean, std)
     folder = Path(artifacts)
-    spec = import_model(origin, config, folder, with_data=data is not None, overwrite=overwrite)
-    reached = f"{spec.metrics.accuracy:.2%} right on {spec.metrics.images:,} held-out images; " if spec.metrics else ""
-    where = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    proof = "" if data is not None else " --data NAME|DIR"
+    metrics = import_model(config, folder).metrics
+    accuracy = f"accuracy {format_percent(metrics.accuracy)} on {metrics.images:,} test images; " if metrics else ""
+    folder_option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
+    data_option = "" if data is not None else " --data NAME|DIR"
     click.echo(
-        f"{reached}{folder / 'model.pt'}, {len(spec.labels)} labels; next: clf-export{where}{proof} --format onnx"
+        f"{accuracy}wrote {folder / 'model.pt'} with {len(config.labels)} labels; "
+        f"next: clf-export{folder_option}{data_option} --format onnx"
     )
 
 

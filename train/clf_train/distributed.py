@@ -1,12 +1,8 @@
-"""The processes that train one network together: under torchrun several, otherwise this one alone.
-
-torchrun says in the environment who is who, and starts all of them again when one is lost.
-"""
+"""The processes that train one network together: several under torchrun, otherwise only this one."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -19,27 +15,28 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from clf_runtime.errors import MachineError
+from clf_train import torchrun
 
 _Value = TypeVar("_Value")
 
-# What torch's backends say when another process is gone.
+# Parts of the messages of torch's backends when another process is lost.
 _LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "store", "heartbeat")
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train together; each method is called by all of them, or waits for ever."""
+    """This process among those that train together. Every method is a collective: all processes must call it."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes and talks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def all_gather(self, value: _Value) -> list[_Value]:
-        """Give everyone's value, by rank."""
+        """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -47,7 +44,7 @@ class ProcessGroup:
         return cast("list[_Value]", values)
 
     def broadcast(self, value: _Value) -> _Value:
-        """Give the first process's value."""
+        """Return the value of the main process."""
         if self.size == 1:
             return value
         values = [value]
@@ -55,49 +52,34 @@ class ProcessGroup:
         return values[0]
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """Add up everyone's numbers, in a tensor of its own on the CPU."""
+        """Return the sum of all processes' tensors, as a new tensor on the CPU."""
         total = values.detach().cpu().clone()
         if self.size > 1:
             dist.all_reduce(total)
         return total
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's running means: each has seen other images."""
+        """Copy the main process's running means to all processes: each has seen other images."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
-        """Give a network whose gradients are the mean of everyone's, and whose weights are the first one's."""
+        """Return the network with averaged gradients, and with the main process's weights."""
         return model if self.size == 1 else DistributedDataParallel(model)
 
 
 SINGLE_PROCESS = ProcessGroup()
 
 
-def rank() -> int:
-    """Which of the processes this is, before they have met; 0 alone."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def was_restarted() -> bool:
-    """Whether torchrun lost a process and started all of them again."""
-    return _starts() > 0
-
-
-def _starts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def local_device() -> torch.device:
-    """Give the CUDA device of this process: under torchrun each has its own."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
 @contextlib.contextmanager
 def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
-    """Meet the other processes that torchrun started, if any. Raises MachineError when one of them is lost."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the processes that torchrun started, if any.
+
+    Raises:
+        MachineError: another process is lost.
+    """
+    rank, size = torchrun.get_rank(), torchrun.get_world_size()
     if size == 1:
         yield SINGLE_PROCESS
         return
@@ -105,18 +87,18 @@ def join_process_group(device: torch.device) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(device)
     try:
         store, _, _ = next(rendezvous("env://"))
-        # torchrun keeps its store when it starts all again, and in it the addresses of processes that are gone
-        # (torch 2.15: 3 of 5 restarts failed on them).
-        of_this_start = PrefixStore(f"start-{_starts()}", store)
+        # torchrun keeps its store when it restarts the processes, and the addresses of the lost ones stay in it
+        # (torch 2.15: 3 of 5 restarts failed because of them).
+        store_of_start = PrefixStore(f"start-{torchrun.get_restart_count()}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=of_this_start, rank=rank(), world_size=size)
-        yield ProcessGroup(rank(), size)
+        dist.init_process_group(backend, store=store_of_start, rank=rank, world_size=size)
+        yield ProcessGroup(rank, size)
     except RuntimeError as error:
-        if isinstance(error, MachineError) or not any(each in str(error) for each in _LOST):
+        if isinstance(error, MachineError) or not any(text in str(error) for text in _LOST):
             raise
         reason = " ".join(str(error).split())[:200]
         raise MachineError(
-            f"process {rank()} of {size} lost the others ({reason}); torchrun --max-restarts starts all of them again"
+            f"process {rank} of {size} lost the others ({reason}); torchrun --max-restarts restarts all of them"
         ) from None
     finally:
         if dist.is_initialized():

@@ -1,8 +1,8 @@
-"""A state_dict trained elsewhere becomes a finished artifacts folder, ready to export."""
+"""Turn a state_dict that was trained elsewhere into a finished artifacts folder, ready to export."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +12,42 @@ from torch import nn
 from clf_runtime import artifacts, files
 from clf_runtime.errors import DataError, InvalidModelError, UsageError
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
-from clf_train.config import TrainConfig, input_of, load_dataset
+from clf_train.config import DataSource, InputOptions, load_dataset
 from clf_train.data.cache import full_shard
 from clf_train.data.dataset import Dataset
-from clf_train.engine import checkpoint
-from clf_train.engine.evaluate import EvalResult, evaluate, normalize_images
-from clf_train.models.factory import build
+from clf_train.engine.checkpoint import has_checkpoint
+from clf_train.engine.evaluate import EvalResult, Predictor, evaluate, normalize_images
+from clf_train.models.factory import build_model
 from clf_train.models.saved import raise_if_finished, raise_if_not_finite, serialize_state_dict
 from clf_train.models.weights import load_weights
-from clf_train.provenance import provenance
-from clf_train.registry import TORCHVISION, model_row
+from clf_train.plan import resolve_input
+from clf_train.provenance import record_provenance
+from clf_train.registry import TORCHVISION, find_model_row
 from clf_train.report.samples import write_samples
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What only the person knows who trained it."""
+class ImportConfig:
+    """The user's choices for an import."""
 
     weights: Path
-    labels: tuple[str, ...]
-    mean: tuple[float, ...] | None  # per channel, of pixels in 0..1; None for what the network's authors took
-    std: tuple[float, ...] | None
+    model: str
+    labels: tuple[str, ...]  # in output order
+    source: DataSource
+    has_data: bool  # whether `source` names labelled images; if not, it only records how an export will split them
+    input: InputOptions = field(default_factory=InputOptions)
+    mean: tuple[float, ...] | None = None  # one or per channel, of pixels in 0..1; None for the model's default
+    std: tuple[float, ...] | None = None
+    overwrite: bool = False
+    command: str = ""  # for the provenance
 
 
-def labels_from(text: str) -> tuple[str, ...]:
-    """Read labels in output order: a file with one on each line, or a list with commas. Raises UsageError."""
+def read_labels(text: str) -> tuple[str, ...]:
+    """Read labels in output order from a file with one label per line, or from a list with commas.
+
+    Raises:
+        UsageError: the file does not exist, a label repeats, or there are fewer than 2.
+    """
     path = Path(text)
     if "," not in text and not path.is_file():
         raise UsageError(f"--labels {text}: no such file; expected one with a label on each line, or a,b,c")
@@ -44,54 +55,42 @@ def labels_from(text: str) -> tuple[str, ...]:
     labels = tuple(line.strip() for line in lines if line.strip())
     if len(set(labels)) < max(2, len(labels)):
         raise UsageError(
-            f"--labels {text}: {len(labels)} labels, {len(set(labels))} of them different; expected 2 or more"
+            f"--labels {text}: {len(labels)} labels, {len(set(labels))} of them different; "
+            "expected at least 2, all different"
         )
     return labels
 
 
-def import_model(
-    origin: Origin, config: TrainConfig, artifacts_folder: Path, *, with_data: bool, overwrite: bool = False
-) -> ModelSpec:
-    """Write a finished model.
+def import_model(config: ImportConfig, folder: Path) -> ModelSpec:
+    """Write a finished model into an artifacts folder.
 
-    Args:
-        origin: the weights and what they mean.
-        order: the network, its input, and the data set to judge it with.
-        artifacts_folder: where to.
-        with_data: whether `config.data` is to be looked at: then the temperature is fitted, and accuracy told.
-        overwrite: replace a finished model.
+    With data, the temperature is fitted and the accuracy measured.
 
     Raises:
-        InvalidModelError: the weights are not this network's, or no numbers.
-        DataError: the images have other classes.
-        UsageError, MachineError, OSError.
+        InvalidModelError: the weights do not fit the network, or are NaN or infinite.
+        DataError: the images have other classes, or the folder has a model or unfinished training.
+        UsageError: an option contradicts the model.
+        MachineError, OSError: this machine cannot do it.
     """
-    raise_if_finished(artifacts_folder, overwrite)
-    if checkpoint.exists(artifacts_folder) and not overwrite:
-        raise DataError(
-            f"{artifacts_folder}: has an unfinished training; --overwrite replaces it, -a names another folder"
-        )
-    preprocess, normalize = input_of(config, config.model)
-    normalize = _normalize(origin, normalize, config.model, preprocess.channels)
-    with files.atomic_folder(
-        artifacts_folder, artifacts.SPEC, (*artifacts.DERIVED, *artifacts.OF_TRAINING, *artifacts.UNFINISHED)
-    ) as staging:
-        model = build(config.model, preprocess.shape, len(origin.labels))
-        load_weights(model, origin.weights)
-        raise_if_not_finite(model, origin.weights)
-        model = model.float().eval()
-        _refuse_misfit(model, preprocess, normalize, origin, config.model)
-        dataset = _dataset(config, origin.labels) if with_data else None
-        evaluation = None if dataset is None else _judged(model, dataset, preprocess, normalize)
+    raise_if_finished(folder, config.overwrite)
+    if has_checkpoint(folder) and not config.overwrite:
+        raise DataError(f"{folder}: has unfinished training; --overwrite replaces it, -a names another folder")
+    preprocess, normalize = resolve_input(config.model, config.input)
+    normalize = _choose_normalize(config, normalize, preprocess.channels)
+    obsolete = (*artifacts.DERIVED, *artifacts.OF_TRAINING, *artifacts.UNFINISHED)
+    with files.atomic_folder(folder, artifacts.SPEC, obsolete) as staging:
+        model = _load_model(config, preprocess, normalize)
+        dataset = _load_dataset(config) if config.has_data else None
+        evaluation = None if dataset is None else _evaluate(model, dataset, preprocess, normalize)
         weights = serialize_state_dict(model)
         spec = ModelSpec(
             architecture=config.model,
-            labels=origin.labels,
+            labels=config.labels,
             preprocess=preprocess,
             normalize=normalize,
             temperature=evaluation.temperature if evaluation else 1.0,
-            metrics=evaluation.metrics(dataset.test_name) if evaluation and dataset else None,
-            provenance=provenance(config, dataset, 0, weights),
+            metrics=evaluation.metrics if evaluation else None,
+            provenance=record_provenance(config.source, dataset, weights, 0, config.command),
         )
         (staging / artifacts.STATE_DICT).write_bytes(weights)
         (staging / artifacts.SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
@@ -100,56 +99,76 @@ def import_model(
     return spec
 
 
-def _normalize(origin: Origin, default: Normalize, architecture: str, channels: int) -> Normalize:
-    """Take what was said, else what the tutorial or torchvision trains with, else pixels in 0..1 as they are."""
-    row = model_row(architecture)
+def _choose_normalize(config: ImportConfig, torchvision_default: Normalize, channels: int) -> Normalize:
+    """Return the user's values, otherwise those of the tutorial or of torchvision, otherwise the identity."""
+    row = find_model_row(config.model)
     if row is not None:
-        default = Normalize((row.normalize[0],) * channels, (row.normalize[1],) * channels)
-    elif architecture not in TORCHVISION:
+        mean, std = row.normalize
+        default = Normalize((mean,) * channels, (std,) * channels)
+    elif config.model in TORCHVISION:
+        default = torchvision_default
+    else:
         default = Normalize((0.0,) * channels, (1.0,) * channels)
-    mean, std = (_per_channel(values, channels) for values in (origin.mean, origin.std))
-    return Normalize(mean or default.mean, std or default.std)
+    return Normalize(
+        _repeat_per_channel(config.mean, channels) or default.mean,
+        _repeat_per_channel(config.std, channels) or default.std,
+    )
 
 
-def _per_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+def _repeat_per_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
     if values is None or len(values) == channels:
         return values
     if len(values) == 1:
         return values * channels
-    raise UsageError(f"--mean and --std have {len(values)} numbers; expected 1 or {channels}, one for each channel")
+    raise UsageError(f"--mean and --std: found {len(values)} numbers; expected 1, or {channels} (one for each channel)")
 
 
-def _refuse_misfit(
-    model: nn.Module, preprocess: Preprocess, normalize: Normalize, origin: Origin, architecture: str
+def _load_model(config: ImportConfig, preprocess: Preprocess, normalize: Normalize) -> nn.Module:
+    model = build_model(config.model, preprocess.shape, len(config.labels))
+    load_weights(model, config.weights)
+    raise_if_not_finite(model, config.weights)
+    model = model.float().eval()
+    _raise_if_input_does_not_fit(model, config, preprocess, normalize)
+    return model
+
+
+def _raise_if_input_does_not_fit(
+    model: nn.Module, config: ImportConfig, preprocess: Preprocess, normalize: Normalize
 ) -> None:
-    """Run two images through it, since a size that does not fit shows nowhere else."""
-    wanted = (2, len(origin.labels))
+    """Run two images, since nothing else shows that a network cannot take this size."""
+    expected = (2, len(config.labels))
     try:
         with torch.inference_mode():
-            given = model(normalize_images(torch.zeros((2, *preprocess.shape), dtype=torch.uint8), normalize))
-    except Exception as error:  # of whatever layer the shape does not fit
+            logits = model(normalize_images(torch.zeros((2, *preprocess.shape), dtype=torch.uint8), normalize))
+    except Exception as error:  # any layer can raise anything for an input that does not fit
         reason = " ".join(str(error).split())[:200]
         raise InvalidModelError(
-            f"{architecture}: does not take {preprocess.height}x{preprocess.width} {preprocess.color} ({reason}); "
-            "say another --size or --color"
+            f"{config.model}: fails on {preprocess.height}x{preprocess.width} {preprocess.color} images ({reason}); "
+            "use another --size or --color"
         ) from None
-    if not isinstance(given, torch.Tensor) or tuple(given.shape) != wanted:
-        found = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-        raise InvalidModelError(f"{architecture}: gives {found} for two images; expected logits of shape {wanted}")
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise InvalidModelError(
+            f"{config.model}: returns {found} for two images, expected logits of shape {expected}; "
+            "use another --model or --labels"
+        )
 
 
-def _dataset(config: TrainConfig, labels: tuple[str, ...]) -> Dataset:
-    dataset = load_dataset(config)
-    if dataset.labels != labels:
+def _load_dataset(config: ImportConfig) -> Dataset:
+    dataset = load_dataset(config.source)
+    if dataset.labels != config.labels:
         raise DataError(
-            f"{config.data}: its classes are {list(dataset.labels)}; expected those of --labels, {list(labels)}"
+            f"{config.source.data}: its classes are {list(dataset.labels)}; "
+            f"expected those of --labels, {list(config.labels)}"
         )
     return dataset
 
 
-def _judged(model: nn.Module, dataset: Dataset, preprocess: Preprocess, normalize: Normalize) -> EvalResult:
+def _evaluate(model: nn.Module, dataset: Dataset, preprocess: Preprocess, normalize: Normalize) -> EvalResult:
     validation, test = (
-        full_shard(part.decoded(preprocess) if len(part) else np.empty((0, *preprocess.shape), np.uint8), part.targets)
-        for part in (dataset.validation, dataset.test)
+        full_shard(
+            split.decode(preprocess) if len(split) else np.empty((0, *preprocess.shape), np.uint8), split.targets
+        )
+        for split in (dataset.validation, dataset.test)
     )
-    return evaluate(model, validation, test, normalize, torch.device("cpu"))
+    return evaluate(Predictor(model, normalize, torch.device("cpu")), validation, test, dataset.test_name)

@@ -13,24 +13,35 @@ import torchvision
 
 import clf_runtime
 from clf_runtime.spec import Provenance
-from clf_train.config import TrainConfig
+from clf_train.config import DataSource
 from clf_train.data.dataset import Dataset
-from clf_train.registry import dataset_row
+from clf_train.registry import find_dataset_row
 
 
-def provenance(config: TrainConfig, dataset: Dataset | None, epochs: float, weights: bytes) -> Provenance:
-    """Record the order, the held-out images of its data set, where there is one, and the state_dict's digest."""
-    row = dataset_row(config.data)
+def record_provenance(
+    source: DataSource, dataset: Dataset | None, weights: bytes, epochs: float, command: str
+) -> Provenance:
+    """Record the origin of a model.
+
+    Args:
+        source: where its data set comes from.
+        dataset: that data set; None if the model was imported without one.
+        weights: the file of its state_dict.
+        epochs: how long it was trained; 0 for an import.
+        command: the command line.
+    """
+    row = find_dataset_row(source.data)
+    is_downloaded = row is not None and row.source == "download"
     return Provenance(
-        data=config.data if dataset else None,
-        data_root=config.data_root if dataset and row is not None and row.source == "download" else None,
+        data=source.data if dataset else None,
+        data_root=source.data_root if dataset and is_downloaded else None,
         fingerprint=dataset.test.fingerprint() if dataset else None,
-        test_split=config.test_split,
-        seed=config.seed,
+        test_split=source.test_split,
+        seed=source.seed,
         epochs=epochs,
         state_dict_sha256=hashlib.sha256(weights).hexdigest(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        command=config.command,
+        command=command,
         versions={
             "clf-edge": clf_runtime.__version__,
             "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The models and data sets that have a name. Imports nothing heavy, so that `--help` can list them."""
+"""The named models and data sets. Imports nothing heavy, so that `--help` can list them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from clf_runtime.spec import Color
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A network of ours or of a tutorial; its factory takes an image's (H, W, C) and the number of classes."""
+    """A network of clf-edge or of a tutorial; its factory takes the (H, W, C) of an image and the number of classes."""
 
     name: str
-    what: str
+    description: str
     factory: str  # module:function
-    size: int | None = None  # the one input size in pixels a side that it takes, or None for any
-    color: Color | None = None  # likewise
-    learning_rate: float | None = None  # its peak, where the data's recipe does not fit
-    batch_size: int | None = None  # likewise
-    normalize: tuple[float, float] = (0.5, 0.5)  # mean and std of pixels in 0..1 that its tutorial trains with
+    size: int | None = None  # pixels per side, if the network takes only one size
+    color: Color | None = None  # if the network takes only one
+    learning_rate: float | None = None  # the peak, if it differs from the data's recipe
+    batch_size: int | None = None  # the maximum, if it is below that of the data's recipe
+    normalize: tuple[float, float] = (0.5, 0.5)  # mean and std of pixels in 0..1, as in its tutorial
 
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A data set by name, with the size and colour that its images have."""
+    """A named data set, with the size and colour of its images."""
 
     name: str
-    what: str
-    size: int  # pixels a side
+    description: str
+    size: int  # pixels per side
     color: Color
     labels: tuple[str, ...]
     source: Literal["embedded", "download"]
 
+
+# The value of --weights that names torchvision's own weights.
+DEFAULT_WEIGHTS = "DEFAULT"
 
 _NETWORKS = "clf_train.models.networks"
 _MNIST: tuple[str, int, Color] = ("MNIST", 28, "L")
@@ -42,17 +45,21 @@ _CIFAR: tuple[str, int, Color] = ("CIFAR-10", 32, "RGB")
 def _tutorial(
     name: str, factory: str, data: tuple[str, int, Color], learning_rate: float, normalize: tuple[float, float]
 ) -> ModelRow:
-    what, size, color = data
-    return ModelRow(name, f"a tutorial's, for {what}", factory, size, color, learning_rate, normalize=normalize)
+    dataset, size, color = data
+    return ModelRow(name, f"from a tutorial, for {dataset}", factory, size, color, learning_rate, normalize=normalize)
 
 
 MODELS = (
     ModelRow(
-        "tiny-convnet", "for 8 to 64 pixels, in seconds", f"{_NETWORKS}:tiny_convnet", learning_rate=0.1, batch_size=128
+        "tiny-convnet",
+        "for 8 to 64 pixels; trains in seconds",
+        f"{_NETWORKS}:tiny_convnet",
+        learning_rate=0.1,
+        batch_size=128,
     ),
-    ModelRow("small-resnet", "for 8 to 64 pixels, in minutes: 0.2 M weights", f"{_NETWORKS}:small_resnet"),
-    ModelRow("resnet9", "for 8 to 64 pixels, slower and more accurate: 2.3 M weights", f"{_NETWORKS}:resnet9"),
-    # The tutorials' have no batch normalisation, and take smaller steps for it.
+    ModelRow("small-resnet", "for 8 to 64 pixels; trains in minutes; 0.2 M parameters", f"{_NETWORKS}:small_resnet"),
+    ModelRow("resnet9", "for 8 to 64 pixels; slower and more accurate; 2.3 M parameters", f"{_NETWORKS}:resnet9"),
+    # The tutorials' networks have no batch normalisation and need smaller steps.
     _tutorial("plain-conv3", f"{_NETWORKS}:PlainConv3", _MNIST, 0.02, (0.0, 1.0)),
     _tutorial("pooled-conv2", f"{_NETWORKS}:PooledConv2", _CIFAR, 0.05, (0.0, 1.0)),
     _tutorial("pooled-conv2-mlp", f"{_NETWORKS}:PooledConv2Mlp", _MNIST, 0.05, (0.5, 0.5)),
@@ -60,7 +67,7 @@ MODELS = (
     _tutorial("lenet", f"{_NETWORKS}:LeNet", _CIFAR, 0.05, (0.5, 0.5)),
 )
 
-# Every classifier that torchvision.models.list_models(module=torchvision.models) names; a test compares them.
+# What torchvision.models.list_models(module=torchvision.models) returns; a test compares them.
 TORCHVISION = tuple(
     """
     alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
@@ -73,13 +80,13 @@ TORCHVISION = tuple(
     shufflenet_v2_x1_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t
     vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32
     wide_resnet101_2 wide_resnet50_2
-    """.split()  # noqa: SIM905 (eighty names read better so)
+    """.split()  # noqa: SIM905 (eighty names are easier to read this way)
 )
 
 _TEN = tuple("0123456789")
 
 DATASETS = (
-    DatasetRow("digits", "1,797 handwritten digits of 8x8 pixels, carried by scikit-learn", 8, "L", _TEN, "embedded"),
+    DatasetRow("digits", "1,797 handwritten digits of 8x8 pixels, included in scikit-learn", 8, "L", _TEN, "embedded"),
     DatasetRow("mnist", "70,000 handwritten digits of 28x28 pixels", 28, "L", _TEN, "download"),
     DatasetRow(
         "fashion-mnist",
@@ -100,11 +107,11 @@ DATASETS = (
 )
 
 
-def dataset_row(name: str) -> DatasetRow | None:
-    """Give the data set of this name, or None: then the name is a folder's."""
+def find_dataset_row(name: str) -> DatasetRow | None:
+    """Return the data set of this name, or None: then the name is that of a folder."""
     return next((row for row in DATASETS if row.name == name), None)
 
 
-def model_row(name: str) -> ModelRow | None:
-    """Give the network of ours or of a tutorial with this name, or None."""
+def find_model_row(name: str) -> ModelRow | None:
+    """Return the network of clf-edge or of a tutorial with this name, or None."""
     return next((row for row in MODELS if row.name == name), None)

@@ -62,7 +62,7 @@ def compute_reference_outputs(
     count = min(_IMAGES, len(dataset.test))
     spread = np.unique(np.linspace(0, len(dataset.test) - 1, count).astype(int)).tolist()
     images = dataset.test.subset(spread)
-    encoded = [images.encoded(index) for index in range(len(images))]
+    encoded = [images.encode(index) for index in range(len(images))]
     logits = reference.logits(encoded)
     if not np.isfinite(logits).all():
         raise InvalidModelError("the proof failed: PyTorch itself gives NaN or infinite logits; train again")

@@ -1,4 +1,4 @@
-"""Labelled images, decoded through the runtime's own preprocessing, and how they are split by a seed."""
+"""Labelled images, decoded by the runtime's own preprocessing, and how a seed splits them."""
 
 from __future__ import annotations
 
@@ -19,69 +19,83 @@ from PIL import Image
 from clf_runtime.errors import DataError
 from clf_runtime.preprocess import UInt8Array, pixels_from_image
 from clf_runtime.spec import Preprocess
-from clf_train.data.decoding import Decoder, Unreadable
+from clf_train.data.decoding import Decoder, UnreadableImage
 
 Int64Array = npt.NDArray[np.int64]
 
-# For the temperature and the progress shown. A tenth, but MNIST needs no 6,000 images for one number.
+# The validation split serves the temperature and the progress: a tenth, but MNIST needs no 6,000 images for one number.
 _VALIDATION_SHARE = 0.1
-_VALIDATION_MOST = 2000
-_FAULTS_SHOWN = 3
+_MAX_VALIDATION_IMAGES = 2000
+_ERRORS_SHOWN = 3
 
 
 class ImageSet(ABC):
-    """Some images with their classes, in one fixed order."""
+    """Images with their classes, in a fixed order."""
 
     def __init__(self, names: Sequence[str], targets: Int64Array) -> None:
-        self.names = tuple(names)  # one for each image, the same on every machine
-        self.targets = targets  # (N,) int64
+        """Store the names of the images, which are the same on every machine, and their classes (N,)."""
+        self.names = tuple(names)
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.names)
 
     @abstractmethod
     def subset(self, indices: Sequence[int]) -> ImageSet:
-        """Give the images at these indices, in this order."""
+        """Return the images at these indices, in this order."""
 
     @abstractmethod
-    def encoded(self, index: int) -> bytes:
-        """Give one image as the bytes of an image file. Raises DataError."""
+    def encode(self, index: int) -> bytes:
+        """Return one image as the bytes of an image file.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
 
     @abstractmethod
-    def decoded(self, preprocess: Preprocess) -> UInt8Array:
-        """Give all images as uint8 (N, H, W, C), as the device would see them. Raises DataError."""
+    def decode(self, preprocess: Preprocess) -> UInt8Array:
+        """Return all images as uint8 (N, H, W, C), exactly as a device decodes them.
+
+        Raises:
+            DataError: at least one image cannot be decoded; the message names the first ones.
+        """
 
     @cached_property
     @abstractmethod
     def digests(self) -> list[bytes]:
-        """The SHA-256 of each image's content; every image is read for it, once."""
+        """The SHA-256 of each image's content; reads every image once.
+
+        Raises:
+            DataError: at least one image cannot be read.
+        """
 
     def fingerprint(self) -> str:
-        """Give the SHA-256 of all images' content and classes, in order."""
+        """Return the SHA-256 of the content and the classes of all images, in order."""
         return hashlib.sha256(self.targets.astype("<i8").tobytes() + b"".join(self.digests)).hexdigest()
 
 
 class ArrayImageSet(ImageSet):
-    """Images that come as one array, like MNIST's."""
+    """Images in one array, like MNIST's."""
 
     def __init__(self, pixels: UInt8Array, names: Sequence[str], targets: Int64Array) -> None:
+        """Store the pixels (N, H, W, C), the names and the classes (N,)."""
         super().__init__(names, targets)
-        self._pixels = pixels  # (N, H, W, C)
+        self._pixels = pixels
 
     def subset(self, indices: Sequence[int]) -> ArrayImageSet:
-        """See Images."""
+        """See ImageSet."""
         rows = np.asarray(indices, dtype=np.int64)
         return ArrayImageSet(self._pixels[rows], [self.names[index] for index in rows], self.targets[rows])
 
-    def encoded(self, index: int) -> bytes:
-        """See Images; the file is a PNG."""
+    def encode(self, index: int) -> bytes:
+        """See ImageSet; the file is a PNG."""
         file = io.BytesIO()
         pixels = self._pixels[index]
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG", optimize=True)
         return file.getvalue()
 
-    def decoded(self, preprocess: Preprocess) -> UInt8Array:
-        """See Images. Images that already are what the graph takes are taken as they are."""
+    def decode(self, preprocess: Preprocess) -> UInt8Array:
+        """See ImageSet; images that already have the input's shape are returned unchanged."""
         if self._pixels.shape[1:] == preprocess.shape:
             return self._pixels
         pixels = [pixels_from_image(image, preprocess) for image in self._pixels]
@@ -89,114 +103,119 @@ class ArrayImageSet(ImageSet):
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """See Images."""
+        """See ImageSet."""
         return [hashlib.sha256(image.tobytes()).digest() for image in self._pixels]
 
 
 class FileImageSet(ImageSet):
-    """Images that are files, named relative to their folder."""
+    """Image files, named relative to their folder."""
 
     def __init__(
         self, root: Path, names: Sequence[str], targets: Int64Array, digests: Sequence[bytes] | None = None
     ) -> None:
-        """`digests` are the images', where they are known already."""
+        """Store the folder, the names, the classes (N,) and the digests, if they are already known."""
         super().__init__(names, targets)
         self._root = root
         self._digests = digests
 
     def path(self, index: int) -> str:
-        """Where one image lies."""
-        return os.path.join(self._root, self.names[index])  # noqa: PTH118 (a tenth of a Path's time, for each image)
+        """Return the path of one image."""
+        return os.path.join(self._root, self.names[index])  # noqa: PTH118 (ten times faster than Path, for each image)
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all images."""
+        return [self.path(index) for index in range(len(self))]
 
     def subset(self, indices: Sequence[int]) -> FileImageSet:
-        """See Images."""
+        """See ImageSet."""
         rows = np.asarray(indices, dtype=np.int64)
         digests = None if self._digests is None else [self._digests[index] for index in rows]
         return FileImageSet(self._root, [self.names[index] for index in rows], self.targets[rows], digests)
 
     def with_digests(self, digests: Sequence[bytes]) -> FileImageSet:
-        """Give the same images with what was learnt of them while they were decoded."""
+        """Return the same images with digests that were computed during decoding."""
         return FileImageSet(self._root, self.names, self.targets, digests)
 
-    def encoded(self, index: int) -> bytes:
-        """See Images; the file as it is."""
+    def encode(self, index: int) -> bytes:
+        """See ImageSet; the file is returned unchanged."""
         try:
             return Path(self.path(index)).read_bytes()
         except OSError as error:
             raise DataError(f"{self.path(index)}: {(error.strerror or str(error)).lower()}") from None
 
-    @property
-    def paths(self) -> list[str]:
-        """Where the images lie."""
-        return [self.path(index) for index in range(len(self))]
-
-    def decoded(self, preprocess: Preprocess) -> UInt8Array:
-        """See Images. Every fault is found before the first is told."""
+    def decode(self, preprocess: Preprocess) -> UInt8Array:
+        """See ImageSet."""
         with Decoder(len(self)) as decoder:
-            chunks = list(decoder.decoded(self.paths, preprocess))
-        raise_if_unreadable([fault for chunk in chunks for fault in chunk.faults if fault], len(self))
+            chunks = list(decoder.decode(self.paths, preprocess))
+        raise_if_unreadable([error for chunk in chunks for error in chunk.errors if error], len(self))
         return np.concatenate([chunk.pixels for chunk in chunks])
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """See Images."""
+        """See ImageSet."""
         if self._digests is not None:
             return list(self._digests)
         with Decoder(len(self)) as decoder:
-            found = decoder.digests(self.paths)
-        raise_if_unreadable([each for each in found if isinstance(each, Unreadable)], len(self))
-        return [each for each in found if isinstance(each, bytes)]
+            results = decoder.compute_digests(self.paths)
+        raise_if_unreadable([result for result in results if isinstance(result, UnreadableImage)], len(self))
+        return [result for result in results if isinstance(result, bytes)]
 
 
-def raise_if_unreadable(faults: Sequence[Unreadable], images: int, remedy: str = "mend or remove them") -> None:
-    """Raise DataError where there are faults, naming the first few."""
-    if faults:
-        shown = "; ".join(f"{fault.path}: {fault.kind}: {fault.message}" for fault in faults[:_FAULTS_SHOWN])
-        more = f"; and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
-        raise DataError(f"{len(faults)} of {images:,} images cannot be read: {shown}{more}; {remedy}")
+def raise_if_unreadable(errors: Sequence[UnreadableImage], images: int, remedy: str = "repair or remove them") -> None:
+    """Raise DataError if any of a number of images is unreadable; the message names the first ones."""
+    if errors:
+        shown = "; ".join(f"{error.path}: {error.kind}: {error.message}" for error in errors[:_ERRORS_SHOWN])
+        more = f"; and {len(errors) - _ERRORS_SHOWN} more" if len(errors) > _ERRORS_SHOWN else ""
+        raise DataError(f"{len(errors)} of {images:,} images cannot be read: {shown}{more}; {remedy}")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images in three parts that share none: trained on, fitted the temperature on, and reported."""
+    """Three disjoint splits: one to train on, one for the temperature, one for the reported metrics."""
 
     labels: tuple[str, ...]
     train: ImageSet
     validation: ImageSet
     test: ImageSet
-    test_name: str  # how the reported split came about, for the report
+    test_name: str  # how the test split came about, for the report
 
-    def repeated(self) -> list[str]:
-        """Give the names of held-out images that are, byte for byte, among those trained on too."""
-        known = set(self.train.digests)
-        return [name for name, digest in zip(self.test.names, self.test.digests, strict=True) if digest in known]
+    @property
+    def splits(self) -> tuple[ImageSet, ImageSet, ImageSet]:
+        """The training, the validation and the test split."""
+        return self.train, self.validation, self.test
+
+    def find_duplicates(self) -> list[str]:
+        """Return the names of test images that also are, byte for byte, training images."""
+        training = set(self.train.digests)
+        return [name for name, digest in zip(self.test.names, self.test.digests, strict=True) if digest in training]
 
 
 def split_validation(labels: tuple[str, ...], rest: ImageSet, test: ImageSet, test_name: str, seed: int) -> Dataset:
-    """Make a data set of a training and a test part, by keeping some of the first for validation."""
-    share = min(_VALIDATION_SHARE, _VALIDATION_MOST / max(1, len(rest)))
-    kept, validation = split_off(rest, share, seed, "validation", smallest=3)
-    return Dataset(labels, kept, validation, test, test_name)
+    """Return a data set whose validation split is taken from `rest`, the images outside the test split."""
+    share = min(_VALIDATION_SHARE, _MAX_VALIDATION_IMAGES / max(1, len(rest)))
+    train, validation = split_off(rest, share, seed, "validation", smallest=3)
+    return Dataset(labels, train, validation, test, test_name)
 
 
 def split_off(images: ImageSet, share: float, seed: int, purpose: str, smallest: int) -> tuple[ImageSet, ImageSet]:
-    """Keep the same share of each class apart: (what remains, what is kept), both in their former order.
+    """Split off the same share of each class: (the rest, what was split off), both in their original order.
 
-    An image's place depends on the seed and its name alone, so that it is the same on every machine, and
-    adding images moves few of the others. A class gives at least one, unless it has fewer than `smallest`.
+    An image's split depends only on the seed and its name, so it is the same on every machine, and new images move few
+    of the others. At least one image of a class is split off, unless the class has fewer than `smallest`.
     """
     ranks = [hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest() for name in images.names]
-    apart: set[int] = set()
+    selected: set[int] = set()
     for target in np.unique(images.targets):
         members = sorted(np.flatnonzero(images.targets == target).tolist(), key=ranks.__getitem__)
         count = max(1, round(share * len(members))) if len(members) >= smallest else 0
-        apart.update(members[: min(count, len(members) - 1)])
-    remaining = [index for index in range(len(images)) if index not in apart]
-    return images.subset(remaining), images.subset(sorted(apart))
+        selected.update(members[: min(count, len(members) - 1)])
+    remaining = [index for index in range(len(images)) if index not in selected]
+    return images.subset(remaining), images.subset(sorted(selected))
 
 
 def interleave_classes(targets: Int64Array, count: int) -> list[int]:
-    """Give the indices of at most `count` images, the classes taken in turn."""
+    """Return the indices of at most `count` images, one class after the other in turn."""
     seen: Counter[int] = Counter()
     turns = []
     for index, target in enumerate(targets.tolist()):

@@ -1,7 +1,7 @@
-"""Image files to pixels on all cores, through the runtime's own preprocessing.
+"""Decode image files on all cores, through the runtime's own preprocessing.
 
-Processes do it, not threads: with small images Python's lock is what counts (48,000 JPEG files of 32x32 took
-two threads 18 s, one thread 7 s, two processes 4 s).
+Processes do it, not threads: with small images Python's lock dominates (48,000 JPEG files of 32x32 took two threads
+18 s, one thread 7 s, two processes 4 s).
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from clf_runtime.errors import ImageError, MachineError
 from clf_runtime.machine import usable_cores
 from clf_runtime.preprocess import UInt8Array, image_error_from_os_error, pixels_from_image
 from clf_runtime.spec import Preprocess
+from clf_train import torchrun
 from clf_train.allocator import keep_freed_memory
 
-_Given = TypeVar("_Given")
-_Value = TypeVar("_Value")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
-# Below it, threads: to start the processes takes 0.5 s.
-_MOST_FOR_THREADS = 512
-_CHUNK = 64  # files handed to a process at a time; less costs more than the decoding of small ones
-_FETCHED_BYTES = 256 << 10  # of each; the system reads on by itself in a file that is read from its start
-_AHEAD = 4  # chunks under way for each process, so that none waits and the memory stays bounded
+# Up to this many images are decoded by threads: starting the processes takes 0.5 s.
+_MAX_IMAGES_FOR_THREADS = 512
+_CHUNK = 64  # files per task of a process; smaller chunks cost more than the decoding of small images
+_PREFETCH_BYTES = 256 << 10  # of each file; the system reads ahead by itself once a file is read from its start
+_CHUNKS_AHEAD = 4  # per process, so that none waits and the memory stays bounded
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """An image that cannot be read: where it is, the kind of fault as in clf_runtime.errors, and what is wrong."""
+class UnreadableImage:
+    """An image that cannot be read: its path, the kind of error as in clf_runtime.errors, and the message."""
 
     path: str
     kind: str
@@ -50,28 +51,27 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Some image files, in order; passed one by one from process to process they would take a third longer."""
+class DecodedChunk:
+    """Some image files, in order; one file at a time between processes would take a third longer."""
 
-    pixels: UInt8Array  # (n, H, W, C): of those that can be read
-    digests: list[bytes]  # the SHA-256 of each file's bytes; empty where it cannot be read
-    faults: list[Unreadable | None]  # what is wrong with each
+    pixels: UInt8Array  # (n, H, W, C), only of the images that can be read
+    digests: list[bytes]  # the SHA-256 of each file; empty if it cannot be read
+    errors: list[UnreadableImage | None]  # one for each file
 
 
 class Decoder:
-    """Threads for a few images; for many, processes that end with this one, however it ends."""
+    """A pool of threads for a few images; for many, of processes, which end with this process in any case."""
 
     def __init__(self, images: int) -> None:
-        """`images` says about how many there will be."""
-        # torchrun says how many processes share this machine.
-        self._count = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        """Start a pool that suits about this number of images."""
+        self._workers = max(1, usable_cores() // torchrun.get_local_world_size())
         self._pool: Executor
-        if images <= _MOST_FOR_THREADS:
-            self._pool = ThreadPoolExecutor(self._count)
+        if images <= _MAX_IMAGES_FOR_THREADS:
+            self._pool = ThreadPoolExecutor(self._workers)
         else:
-            # Not fork: a forked process inherits torch's threads' locks, but not its threads.
+            # Not fork: a forked process inherits the locks of torch's threads, but not the threads.
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._count, context, initializer=_begin)
+            self._pool = ProcessPoolExecutor(self._workers, context, initializer=_initialize_worker)
 
     def __enter__(self) -> Decoder:
         return self
@@ -79,101 +79,109 @@ class Decoder:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def decoded(self, paths: Iterable[str], preprocess: Preprocess, at_a_time: int = _CHUNK) -> Iterator[Decoded]:
-        """Decode files, in their order, so many at a time in each process. Raises MachineError."""
-        return self._map(_decoded, ((chunk, preprocess) for chunk in _chunks(paths, at_a_time)))
+    def decode(self, paths: Iterable[str], preprocess: Preprocess, chunk_size: int = _CHUNK) -> Iterator[DecodedChunk]:
+        """Decode files, in their order.
 
-    def digests(self, paths: Iterable[str]) -> list[bytes | Unreadable]:
-        """Give the SHA-256 of each file's bytes, or what is wrong with it. Raises MachineError."""
-        return [digest for chunk in self._map(_digests_of_chunk, _chunks(paths, _CHUNK)) for digest in chunk]
+        Raises:
+            MachineError: the system killed a process.
+        """
+        return self._map(_decode_chunk, ((chunk, preprocess) for chunk in _split_into_chunks(paths, chunk_size)))
 
-    def _map(self, work: Callable[[_Given], _Value], items: Iterable[_Given]) -> Iterator[_Value]:
-        """Give the result for each item, in order, a few ahead of the one asked for. Raises MachineError."""
-        under_way: deque[Future[_Value]] = deque()
+    def compute_digests(self, paths: Iterable[str]) -> list[bytes | UnreadableImage]:
+        """Return the SHA-256 of each file, or the reason why it cannot be read.
+
+        Raises:
+            MachineError: the system killed a process.
+        """
+        chunks = self._map(_compute_digests_of_chunk, _split_into_chunks(paths, _CHUNK))
+        return [digest for chunk in chunks for digest in chunk]
+
+    def _map(self, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+        """Yield the result for each item, in order, while the pool works on a few items ahead."""
+        pending: deque[Future[_Result]] = deque()
         try:
             for item in items:
-                under_way.append(self._pool.submit(work, item))
-                if len(under_way) > _AHEAD * self._count:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                pending.append(self._pool.submit(work, item))
+                if len(pending) > _CHUNKS_AHEAD * self._workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool:
             raise MachineError(
-                "a process that decoded images was ended from outside (for want of memory, most likely); "
-                "free some memory and try again"
+                "a decoding process was killed (most likely because memory ran out); free some memory and try again"
             ) from None
 
 
-def _chunks(paths: Iterable[str], size: int) -> Iterator[list[str]]:
-    waiting = iter(paths)
-    return iter(lambda: list(itertools.islice(waiting, size)), [])
+def _split_into_chunks(paths: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = iter(paths)
+    return iter(lambda: list(itertools.islice(rest, size)), [])
 
 
-def _begin() -> None:
-    """In a worker: let the first process decide on Ctrl-C, and do not outlive it."""
+def _initialize_worker() -> None:
+    """Leave Ctrl-C to the parent process, and exit when it ends."""
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         wait([sentinel])
         os._exit(0)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def _decoded(chunk: tuple[list[str], Preprocess]) -> Decoded:
+def _decode_chunk(chunk: tuple[list[str], Preprocess]) -> DecodedChunk:
     paths, preprocess = chunk
-    _fetch(paths)
+    _prefetch(paths)
     pixels = np.empty((len(paths), *preprocess.shape), np.uint8)
     digests: list[bytes] = []
-    faults: list[Unreadable | None] = []
-    good = 0
+    errors: list[UnreadableImage | None] = []
+    decoded = 0
     for path in paths:
         try:
-            content = _content(path)  # read once, for the digest and the pixels
-            pixels[good] = pixels_from_image(content, preprocess)
-        except ImageError as refusal:
+            content = _read(path)  # once, for the digest and the pixels
+            pixels[decoded] = pixels_from_image(content, preprocess)
+        except ImageError as error:
             digests.append(b"")
-            faults.append(Unreadable(path, refusal.kind, str(refusal)))
+            errors.append(UnreadableImage(path, error.kind, str(error)))
         else:
-            good += 1
+            decoded += 1
             digests.append(hashlib.sha256(content).digest())
-            faults.append(None)
-    return Decoded(pixels[:good], digests, faults)
+            errors.append(None)
+    return DecodedChunk(pixels[:decoded], digests, errors)
 
 
-def _digests_of_chunk(paths: Sequence[str]) -> list[bytes | Unreadable]:
-    _fetch(paths)
-    return [_digest(path) for path in paths]
+def _compute_digests_of_chunk(paths: Sequence[str]) -> list[bytes | UnreadableImage]:
+    _prefetch(paths)
+    return [_compute_digest(path) for path in paths]
 
 
-def _digest(path: str) -> bytes | Unreadable:
+def _compute_digest(path: str) -> bytes | UnreadableImage:
     try:
-        return hashlib.sha256(_content(path)).digest()
-    except ImageError as refusal:
-        return Unreadable(path, refusal.kind, str(refusal))
+        return hashlib.sha256(_read(path)).digest()
+    except ImageError as error:
+        return UnreadableImage(path, error.kind, str(error))
 
 
-def _fetch(paths: Sequence[str]) -> None:
-    """Have the system read the files of a chunk all at once, as far as the beginning of each.
+def _prefetch(paths: Sequence[str]) -> None:
+    """Let the system read the beginnings of all files of a chunk at once.
 
-    Asked for one by one, each waits for the disk: 60,000 files of 1 kB took two processes 4.8 s, fetched so 1.0 s.
+    One by one, each waits for the disk: 60,000 files of 1 kB took two processes 4.8 s, with this 1.0 s.
     """
     if not hasattr(os, "posix_fadvise"):
-        return  # neither on macOS nor on Windows
+        return  # macOS and Windows
     for path in paths:
-        with contextlib.suppress(OSError):  # reading it will tell
+        with contextlib.suppress(OSError):  # _read reports it
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.posix_fadvise(descriptor, 0, _FETCHED_BYTES, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(descriptor, 0, _PREFETCH_BYTES, os.POSIX_FADV_WILLNEED)
             finally:
                 os.close(descriptor)
 
 
-def _content(path: str) -> bytes:
+def _read(path: str) -> bytes:
     try:
         with io.FileIO(path) as file:  # unbuffered: half the time of Path.read_bytes
             return file.readall()

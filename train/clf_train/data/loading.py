@@ -1,10 +1,10 @@
-"""A data set's images, decoded once and all before the first epoch: what cannot be read is found then."""
+"""Decode all images of a data set once, before the first epoch, so that unreadable images are found then."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,139 +13,166 @@ import numpy as np
 from clf_runtime import artifacts, files
 from clf_runtime.errors import DataError
 from clf_runtime.spec import Preprocess
-from clf_train.data.cache import ArrayPixels, CacheKind, LazyPixels, PixelStore, Shard, allocate_pixels
-from clf_train.data.dataset import Dataset, FileImageSet, ImageSet
-from clf_train.data.decoding import Decoded, Decoder, Unreadable
+from clf_train.data.cache import ArrayPixels, LazyPixels, PixelCache, PixelStore, Shard
+from clf_train.data.dataset import Dataset, FileImageSet, ImageSet, Int64Array
+from clf_train.data.decoding import DecodedChunk, Decoder, UnreadableImage
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
 
-OnImages = Callable[[int], object]
-Decode = Callable[[FileImageSet], Iterator[Decoded]]
+OnDecode = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """A data set without what cannot be read, and its images, or this process's share of them."""
+    """The readable images of a data set, decoded; under torchrun, this process's share of them."""
 
-    dataset: Dataset
+    dataset: Dataset  # only the readable images, of all processes
     train: Shard
     validation: Shard
     test: Shard
-    unreadable: tuple[Unreadable, ...]
+    unreadable: tuple[UnreadableImage, ...]  # of all processes
 
 
-@dataclass(frozen=True)
-class _LoadedPart:
-    images: ImageSet  # all that can be read
-    part: Shard  # of those, this process's share
-    faults: list[Unreadable]  # everyone's
-
-
-def load(
+def decode_dataset(
     dataset: Dataset,
     preprocess: Preprocess,
-    place: CacheKind,
-    folder: Path,
+    cache: PixelCache,
     group: ProcessGroup = SINGLE_PROCESS,
-    on_images: OnImages = lambda count: None,
+    on_decode: OnDecode = lambda images: None,
 ) -> LoadedDataset:
     """Decode every image of a data set, on all cores.
 
     Args:
-        dataset: its train, validation and test parts.
-        how: what the network takes.
-        place: where the pixels stay until the training ends.
-        folder: where files go whose place is the disk.
-        team: the processes that share the work; each decodes its own part.
-        on_images: called after some images, with their number.
+        dataset: its training, validation and test split.
+        preprocess: the input of the network.
+        cache: where the pixels stay until the training ends.
+        group: the processes that share the work; each decodes its own share.
+        on_decode: called after some images, with their number.
 
-    Raises MachineError, OSError.
+    Raises:
+        MachineError: the system killed a decoding process.
+        OSError: the disk has no room for the cache.
     """
-    parts = (dataset.train, dataset.validation, dataset.test)
-    with Decoder(sum(map(len, parts))) as decoder:
-
-        def decoded(images: FileImageSet) -> Iterator[Decoded]:
-            for chunk in decoder.decoded(images.paths, preprocess):
-                on_images(len(chunk.digests))
-                yield chunk
-
-        train, validation, test = (_loaded(part, preprocess, place, folder, group, decoded) for part in parts)
+    with Decoder(sum(map(len, dataset.splits))) as decoder:
+        split_decoder = _SplitDecoder(decoder, preprocess, cache, group, on_decode)
+        train, validation, test = (split_decoder.decode(split) for split in dataset.splits)
     return LoadedDataset(
         replace(dataset, train=train.images, validation=validation.images, test=test.images),
-        train.part,
-        validation.part,
-        test.part,
-        unreadable=(*train.faults, *validation.faults, *test.faults),
+        train.shard,
+        validation.shard,
+        test.shard,
+        unreadable=(*train.unreadable, *validation.unreadable, *test.unreadable),
     )
 
 
 def select_readable(images: ImageSet, preprocess: Preprocess) -> ImageSet:
-    """Give the images that can be read. Raises MachineError."""
+    """Return the images that can be decoded.
+
+    Raises:
+        MachineError: the system killed a decoding process.
+    """
     if not isinstance(images, FileImageSet):
         return images
     with Decoder(len(images)) as decoder:
-        faults = [fault for chunk in decoder.decoded(images.paths, preprocess) for fault in chunk.faults]
-    return images.subset([index for index, fault in enumerate(faults) if fault is None])
+        errors = [error for chunk in decoder.decode(images.paths, preprocess) for error in chunk.errors]
+    return images.subset([index for index, error in enumerate(errors) if error is None])
 
 
 def raise_if_class_lost(before: Dataset, after: Dataset) -> None:
-    """Raise DataError where nothing of a class is left to train on, or to hold out."""
-    for was, is_ in ((before.train, after.train), (before.test, after.test)):
-        emptied = sorted(set(was.targets.tolist()) - set(is_.targets.tolist()))
-        if emptied:
-            count = int((was.targets == emptied[0]).sum())
-            label = before.labels[emptied[0]]
-            raise DataError(f"class {label!r}: none of {count} images of a part can be read; mend some")
+    """Raise DataError if no image of a class is readable in the training or the test split."""
+    for name, complete, readable in (("training", before.train, after.train), ("test", before.test, after.test)):
+        lost = sorted(set(complete.targets.tolist()) - set(readable.targets.tolist()))
+        if lost:
+            count = int((complete.targets == lost[0]).sum())
+            label = before.labels[lost[0]]
+            raise DataError(f"class {label!r}: none of {count} images of its {name} split can be read; repair some")
 
 
-def list_unreadable(folder: Path, faults: Sequence[Unreadable]) -> Path:
-    """Write a file that names every image that cannot be read. Raises OSError."""
+def write_unreadable(folder: Path, unreadable: Sequence[UnreadableImage]) -> Path:
+    """Write unreadable.csv, which lists every image that cannot be read.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "kind", "message"))
-    rows.writerows((fault.path, fault.kind, fault.message) for fault in faults)
+    rows.writerows((error.path, error.kind, error.message) for error in unreadable)
     path = folder / artifacts.UNREADABLE
     files.atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
     return path
 
 
-def _loaded(
-    images: ImageSet, preprocess: Preprocess, place: CacheKind, folder: Path, group: ProcessGroup, decoded: Decode
-) -> _LoadedPart:
-    mine = np.arange(group.rank, len(images), group.size)
-    share = images.subset(mine.tolist()) if group.size > 1 else images
-    if not isinstance(share, FileImageSet):
-        array = share.decoded(preprocess) if len(share) else np.empty((0, *preprocess.shape), np.uint8)
-        return _LoadedPart(images, Shard(ArrayPixels(array), share.targets, mine, len(images)), [])
-    assert isinstance(images, FileImageSet)
-    pixels, digests, faults = _filled(decoded(share), len(share), preprocess, place, folder)
-    # What each process learnt of its share, put together by the images' places among all.
-    found = {
-        int(index): each
-        for indices, of_share in group.all_gather((mine, [*zip(digests, faults, strict=True)]))
-        for index, each in zip(indices, of_share, strict=True)
-    }
-    good = np.asarray([index for index in range(len(images)) if found[index][1] is None], dtype=np.int64)
-    bad = [fault for _, fault in (found[index] for index in range(len(images))) if fault is not None]
-    kept = [row for row, fault in enumerate(faults) if fault is None]
-    known = images.with_digests([found[index][0] for index in range(len(images))])
-    if place == "none":
-        pixels = LazyPixels(share.subset(kept), preprocess)
-    part = Shard(pixels, share.targets[kept], np.searchsorted(good, mine[kept]), len(good))
-    return _LoadedPart(known.subset(good.tolist()), part, bad)
+@dataclass(frozen=True)
+class _DecodedSplit:
+    """One split after decoding."""
+
+    images: ImageSet  # all readable ones
+    shard: Shard  # this process's share of them
+    unreadable: list[UnreadableImage]  # of all processes
 
 
-def _filled(
-    chunks: Iterable[Decoded], count: int, preprocess: Preprocess, place: CacheKind, folder: Path
-) -> tuple[PixelStore, list[bytes], list[Unreadable | None]]:
-    """Put what can be read where it stays; gives the pixels, and the digest or the fault of each image."""
-    room = allocate_pixels(0 if place == "none" else count, preprocess.shape, place, folder)
-    digests: list[bytes] = []
-    faults: list[Unreadable | None] = []
-    filled = 0
-    for chunk in chunks:
-        if place != "none":
-            room[filled : filled + len(chunk.pixels)] = chunk.pixels
-            filled += len(chunk.pixels)
-        digests += chunk.digests
-        faults += chunk.faults
-    return ArrayPixels(room[:filled]), digests, faults
+@dataclass(frozen=True)
+class _DecodedShare:
+    """One process's share of a split after decoding; digests and errors have one entry for each file."""
+
+    pixels: PixelStore
+    digests: list[bytes]
+    errors: list[UnreadableImage | None]
+
+
+@dataclass(frozen=True)
+class _SplitDecoder:
+    """Decodes this process's share of a split and exchanges the results with the other processes."""
+
+    decoder: Decoder
+    preprocess: Preprocess
+    cache: PixelCache
+    group: ProcessGroup
+    on_decode: OnDecode
+
+    def decode(self, images: ImageSet) -> _DecodedSplit:
+        """Decode one split."""
+        indices = np.arange(self.group.rank, len(images), self.group.size)
+        share = images.subset(indices.tolist()) if self.group.size > 1 else images
+        if isinstance(share, FileImageSet):
+            assert isinstance(images, FileImageSet)
+            return self._decode_files(images, share, indices)
+        array = share.decode(self.preprocess) if len(share) else np.empty((0, *self.preprocess.shape), np.uint8)
+        return _DecodedSplit(images, Shard(ArrayPixels(array), share.targets, indices, len(images)), [])
+
+    def _decode_files(self, images: FileImageSet, share: FileImageSet, indices: Int64Array) -> _DecodedSplit:
+        decoded = self._fill_cache(share)
+        # What each process found in its share, by the place of the image in the split.
+        digests = [b""] * len(images)
+        errors: list[UnreadableImage | None] = [None] * len(images)
+        for places, share_digests, share_errors in self.group.all_gather((indices, decoded.digests, decoded.errors)):
+            for place, digest, error in zip(places.tolist(), share_digests, share_errors, strict=True):
+                digests[place], errors[place] = digest, error
+        readable = np.asarray([place for place, error in enumerate(errors) if error is None], dtype=np.int64)
+        rows = [row for row, error in enumerate(decoded.errors) if error is None]
+        pixels = decoded.pixels
+        if self.cache.kind == "none":
+            pixels = LazyPixels(share.subset(rows), self.preprocess)
+        shard = Shard(pixels, share.targets[rows], np.searchsorted(readable, indices[rows]), len(readable))
+        unreadable = [error for error in errors if error is not None]
+        return _DecodedSplit(images.with_digests(digests).subset(readable.tolist()), shard, unreadable)
+
+    def _fill_cache(self, share: FileImageSet) -> _DecodedShare:
+        """Decode files into the cache."""
+        keeps_pixels = self.cache.kind != "none"
+        array = self.cache.allocate(len(share) if keeps_pixels else 0, self.preprocess.shape)
+        digests: list[bytes] = []
+        errors: list[UnreadableImage | None] = []
+        filled = 0
+        for chunk in self._decode_chunks(share):
+            if keeps_pixels:
+                array[filled : filled + len(chunk.pixels)] = chunk.pixels
+                filled += len(chunk.pixels)
+            digests += chunk.digests
+            errors += chunk.errors
+        return _DecodedShare(ArrayPixels(array[:filled]), digests, errors)
+
+    def _decode_chunks(self, share: FileImageSet) -> Iterator[DecodedChunk]:
+        for chunk in self.decoder.decode(share.paths, self.preprocess):
+            self.on_decode(len(chunk.digests))
+            yield chunk

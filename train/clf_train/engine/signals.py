@@ -1,4 +1,4 @@
-"""Ctrl-C, and the system's request to end, while a network is trained: the step under way is finished first."""
+"""Ctrl-C and SIGTERM during training: the current step is finished first."""
 
 from __future__ import annotations
 
@@ -12,24 +12,33 @@ from clf_runtime.errors import EXIT_TERMINATED
 
 
 class Interruption:
-    """What was asked for meanwhile."""
+    """A request to stop that arrived during training."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
 
     @property
-    def asked(self) -> bool:
-        """Whether this process was asked to end."""
+    def is_requested(self) -> bool:
+        """Whether this process was asked to stop."""
         return self._signal is not None
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Remember the first request; a second one is a person who does not want to wait."""
+    def record(self, number: int, frame: FrameType | None) -> None:
+        """Remember the first request. The second one stops at once: the user does not want to wait.
+
+        Raises:
+            KeyboardInterrupt: this is the second request.
+        """
         if self._signal is not None:
-            raise KeyboardInterrupt("what the last checkpoint holds is kept; --resume goes on from there")
+            raise KeyboardInterrupt("the last checkpoint is kept; --resume continues from it")
         self._signal = number
 
-    def end(self, message: str) -> None:
-        """End as was asked. Raises KeyboardInterrupt with the message, or SystemExit."""
+    def stop(self, message: str) -> None:
+        """Stop as requested.
+
+        Raises:
+            KeyboardInterrupt: with the message, after Ctrl-C.
+            SystemExit: after SIGTERM.
+        """
         if self._signal == signal.SIGTERM:
             raise SystemExit(EXIT_TERMINATED)
         raise KeyboardInterrupt(message)
@@ -37,14 +46,14 @@ class Interruption:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Interruption]:
-    """Within, SIGINT and SIGTERM are noted, to be answered where nothing is half done."""
+    """Record SIGINT and SIGTERM inside the block, which checks for them where it can stop."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
-        yield interruption  # only the main thread is told
+        yield interruption  # only the main thread receives signals
         return
-    before = {number: signal.signal(number, interruption.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, interruption.record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interruption
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

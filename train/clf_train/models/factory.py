@@ -1,4 +1,4 @@
-"""From a name to a network: one of ours or of a tutorial, one of torchvision, or a factory of the user's own."""
+"""Build a network from its name: one of clf-edge or of a tutorial, one of torchvision, or a user's factory."""
 
 from __future__ import annotations
 
@@ -17,39 +17,53 @@ from torch import nn
 from clf_runtime.errors import InvalidModelError, MachineError
 from clf_runtime.spec import ModelSpec
 from clf_train.models.networks import Shape
-from clf_train.registry import MODELS, TORCHVISION, model_row
+from clf_train.registry import MODELS, TORCHVISION, find_model_row
 
 
 def build_from_spec(spec: ModelSpec) -> nn.Module:
-    """Build the untrained network that a spec names. Raises InvalidModelError."""
-    return build(spec.architecture, spec.preprocess.shape, len(spec.labels))
+    """Build the network of a spec, with fresh weights.
 
-
-def build(architecture: str, shape: Shape, classes: int) -> nn.Module:
-    """Build the network of this name for images of (H, W, C), with fresh weights from torch's own seed.
-
-    Raises InvalidModelError.
+    Raises:
+        InvalidModelError: there is no such network.
     """
-    row = model_row(architecture)
+    return build_model(spec.architecture, spec.preprocess.shape, len(spec.labels))
+
+
+def build_model(architecture: str, shape: Shape, classes: int) -> nn.Module:
+    """Build a network, with fresh weights from torch's global seed.
+
+    Args:
+        architecture: its name.
+        shape: (H, W, C) of an image.
+        classes: how many.
+
+    Raises:
+        InvalidModelError: there is no such network, or a user's factory failed.
+    """
+    row = find_model_row(architecture)
     if row is not None:
         module, _, factory = row.factory.partition(":")
         model: nn.Module = getattr(import_module(module), factory)(shape, classes)
         return model
     if architecture in TORCHVISION:
-        return _torchvision(architecture, shape, classes)
+        return _build_torchvision(architecture, shape, classes)
     if ":" in architecture:
-        return _from_factory(architecture, classes)
+        return _build_by_factory(architecture, classes)
     known = ", ".join(row.name for row in MODELS)
     raise InvalidModelError(
-        f"model {architecture!r}: unknown here; expected one of {known}, a classifier of torchvision.models, "
+        f"model {architecture!r}: unknown; expected one of {known}, a classifier of torchvision.models, "
         "or package.module:factory"
     )
 
 
 def build_pretrained(architecture: str, classes: int) -> nn.Module:
-    """Build a network of torchvision with its default weights, and a fresh head for other classes.
+    """Build a network of torchvision with its default weights and a new head.
 
-    torchvision's own loader downloads them once and keeps them. Raises InvalidModelError, MachineError.
+    torchvision's own loader downloads the weights once and caches them.
+
+    Raises:
+        InvalidModelError: it is not a network of torchvision, or the cached weights are unsafe.
+        MachineError: the weights could not be downloaded.
     """
     from torchvision.models import get_model
 
@@ -58,53 +72,56 @@ def build_pretrained(architecture: str, classes: int) -> nn.Module:
             f"model {architecture!r}: has no weights to load; expected a classifier of torchvision.models"
         )
     try:
-        with _tensors_only():
+        with _force_weights_only():
             model: nn.Module = get_model(architecture, weights="DEFAULT")
     except pickle.UnpicklingError as error:
         raise InvalidModelError(
-            f"{architecture}: refused: its weights hold more than tensors, and were not run "
-            f"({' '.join(str(error).split())[:160]}); clear torch's download folder"
+            f"{architecture}: its weights contain more than tensors ({' '.join(str(error).split())[:160]}), "
+            "so they were not loaded; clear torch's download folder"
         ) from None
     except OSError as error:
         raise MachineError(
             f"{architecture}: its weights could not be downloaded ({' '.join(str(error).split())}); download "
-            "them where there is a network, and name the file with --weights"
+            "them on a machine with a network, and name the file with --weights"
         ) from None
-    _simplify(model)
+    _remove_extras(model)
     return replace_head(model, classes)
 
 
+def find_head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
+    """Return the last layer with weights and its name: the head of a classifier."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    return layers[-1]
+
+
 def replace_head(model: nn.Module, classes: int) -> nn.Module:
-    """Replace the last layer of a torchvision classifier by a fresh one for so many classes."""
-    name, last = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][
-        -1
-    ]
-    fresh: nn.Module
+    """Replace the head of a torchvision classifier by a new one for this number of classes."""
+    name, last = find_head(model)
+    head: nn.Module
     if isinstance(last, nn.Linear):
-        fresh = nn.Linear(last.in_features, classes, bias=last.bias is not None)
-    else:
-        assert isinstance(last, nn.Conv2d)  # SqueezeNet's
-        fresh = nn.Conv2d(last.in_channels, classes, kernel_size=1)
+        head = nn.Linear(last.in_features, classes, bias=last.bias is not None)
+    else:  # SqueezeNet's
+        head = nn.Conv2d(last.in_channels, classes, kernel_size=1)
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, fresh)
+    setattr(model.get_submodule(parent), attribute, head)
     return model
 
 
-def _torchvision(architecture: str, shape: Shape, classes: int) -> nn.Module:
+def _build_torchvision(architecture: str, shape: Shape, classes: int) -> nn.Module:
     from torchvision.models import get_model
 
-    # A vision transformer has an embedding for each place of its images.
-    sized = {"image_size": shape[0]} if architecture.startswith("vit") else {}
+    # A vision transformer has an embedding for each position in the image.
+    size = {"image_size": shape[0]} if architecture.startswith("vit") else {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a default that changes; nothing depends on it
-        model: nn.Module = get_model(architecture, weights=None, num_classes=classes, **sized)
-    _simplify(model)
+        warnings.simplefilter("ignore")  # about a default that will change; nothing depends on it
+        model: nn.Module = get_model(architecture, weights=None, num_classes=classes, **size)
+    _remove_extras(model)
     return model
 
 
 @contextlib.contextmanager
-def _tensors_only() -> Iterator[None]:
-    """torchvision's loader lets torch.load open any pickle; this variable of torch's overrules it."""
+def _force_weights_only() -> Iterator[None]:
+    """Overrule torchvision's loader, which lets torch.load open any pickle, by a variable of torch's."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -116,9 +133,11 @@ def _tensors_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _simplify(model: nn.Module) -> None:
-    """Make GoogLeNet and Inception like the others: no further heads, which only their own papers train, and no
-    normalisation of their own, which `clf_train.config` gives them as everyone's.
+def _remove_extras(model: nn.Module) -> None:
+    """Make GoogLeNet and Inception like the other networks.
+
+    Without the auxiliary heads, which only their own papers train, and without their own normalisation, which
+    `clf_train.plan` applies as for the others.
     """
     if hasattr(model, "transform_input"):
         model.transform_input = False  # type: ignore[assignment]
@@ -129,21 +148,39 @@ def _simplify(model: nn.Module) -> None:
                 setattr(model, name, None)
 
 
-def _from_factory(architecture: str, classes: int) -> nn.Module:
-    """Call a function of the user's: with num_classes where it takes that, else with nothing."""
+def _build_by_factory(architecture: str, classes: int) -> nn.Module:
+    """Call a user's factory, with num_classes if it takes that, otherwise without arguments."""
     module_name, _, name = architecture.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` would have it
-    try:
-        factory = getattr(import_module(module_name), name)
-        takes = inspect.signature(factory).parameters
-        model = factory(num_classes=classes) if "num_classes" in takes else factory()
-    except Exception as error:  # it is somebody else's code
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InvalidModelError(
-            f"model {architecture!r}: cannot be built ({reason}); expected a function or class that takes "
-            "num_classes, or nothing, and gives a torch.nn.Module"
-        ) from None
+    with _import_from_working_directory():
+        try:
+            factory = getattr(import_module(module_name), name)
+            parameters = inspect.signature(factory).parameters
+            model = factory(num_classes=classes) if "num_classes" in parameters else factory()
+        except Exception as error:  # a user's code can raise anything
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise InvalidModelError(
+                f"model {architecture!r}: cannot be built ({reason}); expected a function or class that takes "
+                "num_classes, or nothing, and returns a torch.nn.Module"
+            ) from None
     if not isinstance(model, nn.Module):
-        raise InvalidModelError(f"model {architecture!r}: gives a {type(model).__name__}; expected a torch.nn.Module")
+        raise InvalidModelError(f"model {architecture!r}: returns a {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+@contextlib.contextmanager
+def _import_from_working_directory() -> Iterator[None]:
+    """Let imports find modules in the working directory, as `python -m` does, and restore sys.path afterwards.
+
+    The factory itself runs inside the block, so what it imports while it builds is found too.
+    """
+    folder = str(Path.cwd())
+    if folder in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        # By value: the factory may have changed the path, too.
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

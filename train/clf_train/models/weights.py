@@ -1,6 +1,6 @@
-"""Weights from a file: a state_dict, a checkpoint that holds one, or safetensors; and what does not fit, told shortly.
+"""Load weights from a file: a state_dict, a checkpoint that contains one, or safetensors.
 
-A pickle is code. It is only ever read with `weights_only=True`: tensors and plain values, nothing that runs.
+A pickle is code. It is only read with `weights_only=True`: tensors and plain values, nothing that runs.
 """
 
 from __future__ import annotations
@@ -13,90 +13,101 @@ import torch
 from torch import Tensor, nn
 
 from clf_runtime.errors import InvalidModelError
-from clf_train.config import DEFAULT_WEIGHTS
-from clf_train.models.factory import build, build_pretrained
+from clf_train.models.factory import build_model, build_pretrained, find_head
 from clf_train.models.networks import Shape
+from clf_train.registry import DEFAULT_WEIGHTS
 
 StateDict = dict[str, Tensor]
 
-# Where training scripts put the state_dict inside a checkpoint.
-_INSIDE = ("state_dict", "model_state_dict", "model")
-# What DataParallel and torch.compile put before every name.
-_WRAPPERS = ("module.", "_orig_mod.")
-_SHOWN = 3
+# The keys of a checkpoint under which training scripts store the state_dict.
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+# The prefixes that DataParallel and torch.compile add to every name.
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+_NAMES_SHOWN = 3
 
 
-def initial_model(architecture: str, weights: str | None, shape: Shape, classes: int) -> nn.Module:
-    """Build a network to train: fresh, with torchvision's weights, or with a file's and a head that may be new.
+def create_model(architecture: str, weights: str | None, shape: Shape, classes: int) -> nn.Module:
+    """Build a network to train.
 
-    Raises InvalidModelError, MachineError.
+    Args:
+        architecture: its name.
+        weights: None for fresh weights, DEFAULT_WEIGHTS for torchvision's own, or a file, whose last layer may be of
+            other classes.
+        shape: (H, W, C) of an image.
+        classes: how many.
+
+    Raises:
+        InvalidModelError: there is no such network, or the weights do not fit.
+        MachineError: the weights could not be downloaded.
     """
     if weights == DEFAULT_WEIGHTS:
         return build_pretrained(architecture, classes)
-    model = build(architecture, shape, classes)
+    model = build_model(architecture, shape, classes)
     if weights is not None:
         load_weights(model, Path(weights), new_head=True)
     return model
 
 
 def load_weights(model: nn.Module, path: Path, new_head: bool = False) -> None:
-    """Load a file's weights into a network.
+    """Load the weights of a file into a network.
 
     Args:
-        model: takes them in place.
-        path: a state_dict, a checkpoint with one inside, or safetensors.
-        new_head: leave the last layer fresh where its shape is another one: it was trained for other classes.
+        model: the network, changed in place.
+        path: a state_dict, a checkpoint that contains one, or safetensors.
+        new_head: keep the last layer if its shape differs, because the file is of other classes.
 
     Raises:
-        InvalidModelError: naming what is missing, unexpected or of another shape.
+        InvalidModelError: the file cannot be read, or names are missing, unexpected or of another shape.
     """
-    wanted = model.state_dict()
-    given = _aligned(_state_dict(path), wanted)
-    differing = [name for name in given if name in wanted and given[name].shape != wanted[name].shape]
-    if new_head and set(differing) <= _head(model):
-        given |= {name: wanted[name] for name in differing}
-        differing = []
-    # A counter that old checkpoints lack and that inference never reads.
-    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in wanted]
-    faults = [
-        _listed("missing", missing),
-        _listed("unexpected", unexpected),
-        _listed(
-            "of another shape",
-            [f"{name} {_shape(given[name])} for {_shape(wanted[name])}" for name in differing],
+    expected = model.state_dict()
+    found = _align_names(_load_state_dict(path), expected)
+    misshapen = [name for name in found if name in expected and found[name].shape != expected[name].shape]
+    if new_head and set(misshapen) <= _find_head_names(model):
+        found |= {name: expected[name] for name in misshapen}
+        misshapen = []
+    # Old checkpoints lack this counter, and inference does not read it.
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    problems = [
+        _summarize("missing", missing),
+        _summarize("unexpected", [name for name in found if name not in expected]),
+        _summarize(
+            "wrong shape",
+            [
+                f"{name} (found {_format_shape(found[name])}, expected {_format_shape(expected[name])})"
+                for name in misshapen
+            ],
         ),
     ]
-    if any(faults):
+    if any(problems):
         raise InvalidModelError(
-            f"{path}: refused: not the weights of this model: {'; '.join(filter(None, faults))}; name another --model"
+            f"{path}: the weights do not fit this model: {'; '.join(filter(None, problems))}; use another --model"
         )
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict(found, strict=False)
 
 
-def _head(model: nn.Module) -> set[str]:
-    last = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
-    return {f"{last}.weight", f"{last}.bias"}
+def _find_head_names(model: nn.Module) -> set[str]:
+    name, _ = find_head(model)
+    return {f"{name}.weight", f"{name}.bias"}
 
 
-def _state_dict(path: Path) -> StateDict:
-    content = _content(path)
-    for key in _INSIDE:
+def _load_state_dict(path: Path) -> StateDict:
+    content = _load_content(path)
+    for key in _STATE_DICT_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not content:
-        raise InvalidModelError(f"{path}: refused: it holds {_named(content)}; expected a state_dict")
-    odd = [f"{name} is {_named(value)}" for name, value in content.items() if not isinstance(value, Tensor)]
-    if odd:
+        raise InvalidModelError(f"{path}: not a state_dict (found {_describe_type(content)}); save model.state_dict()")
+    others = [f"{name} is {_describe_type(value)}" for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
         raise InvalidModelError(
-            f"{path}: refused: no state_dict: {_listed('no tensors', odd)}; save model.state_dict()"
+            f"{path}: not a state_dict ({_summarize('not tensors', others)}); save model.state_dict()"
         )
     return {str(name): value for name, value in content.items()}
 
 
-def _content(path: Path) -> object:
+def _load_content(path: Path) -> object:
     if not path.is_file():
-        raise InvalidModelError(f"{path}: no such file; expected a state_dict's, or safetensors")
+        raise InvalidModelError(f"{path}: no such file; expected a state_dict or a safetensors file")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -104,52 +115,56 @@ def _content(path: Path) -> object:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise InvalidModelError(f"{path}: refused: no safetensors file ({_reason(error)})") from None
+            raise InvalidModelError(
+                f"{path}: not a safetensors file ({_format_reason(error)}); save the weights again"
+            ) from None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InvalidModelError(
-            f"{path}: refused: it holds more than tensors and plain values, and was not run "
-            f"({_reason(error)}); save model.state_dict() alone"
+            f"{path}: contains more than tensors and plain values ({_format_reason(error)}), so it was not loaded; "
+            "save only model.state_dict()"
         ) from None
-    except Exception as error:  # damage makes the reader raise nearly anything
-        raise InvalidModelError(f"{path}: refused: no file of torch.save ({_reason(error)})") from None
+    except Exception as error:  # unpickling a damaged file can raise nearly anything
+        raise InvalidModelError(
+            f"{path}: not a file of torch.save ({_format_reason(error)}); save the weights again"
+        ) from None
 
 
-def _aligned(given: StateDict, wanted: Mapping[str, Tensor]) -> StateDict:
-    """Strip what wrappers put before the names, and one prefix that all names have on one side only."""
-    for wrapper in (*_WRAPPERS, *_WRAPPERS):
-        if all(name.startswith(wrapper) for name in given):
-            given = {name.removeprefix(wrapper): value for name, value in given.items()}
-    ours, theirs = _prefix(wanted), _prefix(given)
-    if set(given) & set(wanted) or ours == theirs:
-        return given
-    if theirs and {name.removeprefix(theirs) for name in given} & set(wanted):
-        return {name.removeprefix(theirs): value for name, value in given.items()}
-    if ours and {f"{ours}{name}" for name in given} & set(wanted):
-        return {f"{ours}{name}": value for name, value in given.items()}
-    return given
+def _align_names(found: StateDict, expected: Mapping[str, Tensor]) -> StateDict:
+    """Remove the prefixes of wrappers, and add or remove one prefix that all names share on one side only."""
+    for prefix in (*_WRAPPER_PREFIXES, *_WRAPPER_PREFIXES):
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): value for name, value in found.items()}
+    expected_prefix, found_prefix = _find_common_prefix(expected), _find_common_prefix(found)
+    if set(found) & set(expected) or expected_prefix == found_prefix:
+        return found
+    if found_prefix and {name.removeprefix(found_prefix) for name in found} & set(expected):
+        return {name.removeprefix(found_prefix): value for name, value in found.items()}
+    if expected_prefix and {f"{expected_prefix}{name}" for name in found} & set(expected):
+        return {f"{expected_prefix}{name}": value for name, value in found.items()}
+    return found
 
 
-def _prefix(names: Mapping[str, Tensor]) -> str:
+def _find_common_prefix(names: Mapping[str, Tensor]) -> str:
     firsts = {name.partition(".")[0] for name in names}
     return f"{firsts.pop()}." if len(firsts) == 1 else ""
 
 
-def _listed(what: str, names: list[str]) -> str:
+def _summarize(problem: str, names: list[str]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{what}: {', '.join(names[:_SHOWN])}{more}"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{problem}: {', '.join(names[:_NAMES_SHOWN])}{more}"
 
 
-def _shape(value: Tensor) -> str:
+def _format_shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "a number"
 
 
-def _named(value: object) -> str:
+def _describe_type(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-def _reason(error: Exception) -> str:
+def _format_reason(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:160]

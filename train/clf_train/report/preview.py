@@ -1,4 +1,4 @@
-"""preview.html: some of the images to train on, with their labels, as the network will see them."""
+"""preview.html: some training images with their labels, as the network sees them."""
 
 from __future__ import annotations
 
@@ -8,60 +8,82 @@ import numpy as np
 import torch
 
 from clf_runtime.preprocess import UInt8Array
-from clf_train.config import TrainConfig, TrainPlan
-from clf_train.data.augment import augment, order_and_draws
-from clf_train.data.cache import PixelStore
+from clf_train.data.augment import augment, draw_epoch
 from clf_train.data.dataset import Dataset
+from clf_train.inputs import TrainInputs
 from clf_train.recipe import Recipe
-from clf_train.report.report import LONGEST_PIXELATED_SIDE, data_uri, environment, spread
+from clf_train.report.images import MAX_PIXELATED_SIDE, data_uri_from_pixels, spread_over_classes
+from clf_train.report.report import environment
 
-_MOST_IMAGES = 60
+_MAX_IMAGES = 60
 
 
 @dataclass(frozen=True)
-class Previewed:
-    """An image, as it is and as the first epoch would turn it; both are data URIs."""
+class ImagePair:
+    """A training image, plain and as the first epoch augments it; both are data URIs."""
 
     name: str
     label: str
     plain: str
-    augment: str
+    augmented: str
 
 
-def html_from_images(config: TrainConfig, plan: TrainPlan, dataset: Dataset, pixels: PixelStore, summary: str) -> str:
-    """Give a page of up to 60 images to train on, as many of each class as can be."""
-    chosen = spread(dataset.train.targets, _MOST_IMAGES)
-    plain = np.stack([pixels[index] for index in chosen])
-    _, draws = order_and_draws(config.seed, 1, len(dataset.train))
-    turned = _augmented(plain, draws[chosen], plan.recipe)
-    images = [
-        Previewed(
-            dataset.train.names[index],
-            dataset.labels[dataset.train.targets[index]],
-            data_uri(plain[place]),
-            data_uri(turned[place]),
-        )
-        for place, index in enumerate(chosen)
-    ]
-    counts = [
-        (label, *(int((part.targets == target).sum()) for part in (dataset.train, dataset.validation, dataset.test)))
-        for target, label in enumerate(dataset.labels)
-    ]
+@dataclass(frozen=True)
+class ClassCounts:
+    """How many images of a class each split has."""
+
+    label: str
+    train: int
+    validation: int
+    test: int
+
+
+def html_from_images(inputs: TrainInputs, seed: int) -> str:
+    """Return a page of up to 60 training images, as many of each class as possible.
+
+    Args:
+        inputs: the decoded images, and how they will be trained on.
+        seed: of the training.
+    """
+    dataset, pixels = inputs.loaded.dataset, inputs.loaded.train.pixels
     return (
         environment()
         .get_template("preview.html.j2")
         .render(
-            images=images,
-            summary=summary,
-            counts=counts,
-            recipe=plan.recipe,
-            pixelated=max(pixels.shape[:2]) <= LONGEST_PIXELATED_SIDE,
+            images=_build_pairs(inputs, seed),
+            summary=inputs.summary,
+            counts=_count_classes(dataset),
+            is_pixelated=max(pixels.shape[:2]) <= MAX_PIXELATED_SIDE,
         )
     )
 
 
-def _augmented(pixels: UInt8Array, draws: torch.Tensor, recipe: Recipe) -> UInt8Array:
+def _build_pairs(inputs: TrainInputs, seed: int) -> list[ImagePair]:
+    dataset, pixels = inputs.loaded.dataset, inputs.loaded.train.pixels
+    indices = spread_over_classes(dataset.train.targets, _MAX_IMAGES)
+    plain = np.stack([pixels[index] for index in indices])
+    _, draws = draw_epoch(seed, 1, len(dataset.train))
+    augmented = _augment(plain, draws[indices], inputs.plan.recipe)
+    return [
+        ImagePair(
+            dataset.train.names[index],
+            dataset.labels[dataset.train.targets[index]],
+            data_uri_from_pixels(plain[place]),
+            data_uri_from_pixels(augmented[place]),
+        )
+        for place, index in enumerate(indices)
+    ]
+
+
+def _count_classes(dataset: Dataset) -> list[ClassCounts]:
+    return [
+        ClassCounts(label, *(int((split.targets == target).sum()) for split in dataset.splits))
+        for target, label in enumerate(dataset.labels)
+    ]
+
+
+def _augment(pixels: UInt8Array, draws: torch.Tensor, recipe: Recipe) -> UInt8Array:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
-    turned = augment(images, draws, recipe).mul(255).round().clamp(0, 255).to(torch.uint8)
-    array: UInt8Array = turned.permute(0, 2, 3, 1).contiguous().numpy()
+    augmented = augment(images, draws, recipe).mul(255).round().clamp(0, 255).to(torch.uint8)
+    array: UInt8Array = augmented.permute(0, 2, 3, 1).contiguous().numpy()
     return array

@@ -1,4 +1,4 @@
-"""Held-out images as files, to try clf-run on."""
+"""Test images as files, to try clf-run with."""
 
 from __future__ import annotations
 
@@ -12,33 +12,30 @@ from clf_runtime.spec import ModelSpec, Preprocess
 from clf_train.data.dataset import FileImageSet, ImageSet, interleave_classes
 
 _SAMPLES = 16
-_SAMPLE_SIDE = 512  # pixels, at most; a folder's photographs are samples, not an archive
+_MAX_SIDE = 512  # pixels; a folder's photographs are samples, not an archive
 
 
 def write_samples(folder: Path, images: ImageSet, spec: ModelSpec) -> None:
-    """Make `folder` and write 16 held-out images into it, the classes taken in turn. Raises OSError."""
+    """Make `folder` and write 16 images into it as LABEL-N.png, one class after the other in turn.
+
+    Raises:
+        DataError: an image can no longer be read.
+        OSError: a file cannot be written.
+    """
     folder.mkdir()
-    for name, content in _samples(images, spec):
-        (folder / name).write_bytes(content)
-
-
-def _samples(images: ImageSet, spec: ModelSpec) -> list[tuple[str, bytes]]:
-    """Give 16 held-out images as PNG files named LABEL-N.png, the classes taken in turn."""
     numbers: Counter[str] = Counter()
-    samples = []
     for index in interleave_classes(images.targets, _SAMPLES):
         label = re.sub(r"[^\w.+-]+", "-", spec.labels[images.targets[index]])[:80]
         numbers[label] += 1
-        samples.append((f"{label}-{numbers[label]}.png", _sample(images, index, spec.preprocess)))
-    return samples
+        (folder / f"{label}-{numbers[label]}.png").write_bytes(_png_from_image(images, index, spec.preprocess))
 
 
-def _sample(images: ImageSet, index: int, preprocess: Preprocess) -> bytes:
-    content = images.encoded(index)
+def _png_from_image(images: ImageSet, index: int, preprocess: Preprocess) -> bytes:
+    content = images.encode(index)
     if not isinstance(images, FileImageSet):
-        return content
+        return content  # a PNG already
     image = decode_image(content, preprocess)
-    image.thumbnail((_SAMPLE_SIDE, _SAMPLE_SIDE))
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

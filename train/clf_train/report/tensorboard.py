@@ -1,4 +1,4 @@
-"""What --tensorboard writes: the curves as event files, while the training runs."""
+"""Event files for TensorBoard (--tensorboard), written while the training runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from clf_train.history import Epoch
 
 
 class TensorBoardWriter:
-    """Event files in the artifacts folder, or nothing where they are not wanted."""
+    """Writes event files into the artifacts folder; does nothing if they are not requested."""
 
-    def __init__(self, folder: Path, wanted: bool, resumed: bool) -> None:
-        """Begin; a former training's files give way unless it is gone on with. Raises MachineError."""
+    def __init__(self, folder: Path, is_requested: bool, is_resumed: bool) -> None:
+        """Open the event files; those of an earlier run are removed unless it is resumed.
+
+        Raises:
+            MachineError: tensorboard is not installed.
+        """
         self._writer: Any = None
-        if not wanted:
+        if not is_requested:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -27,10 +31,10 @@ class TensorBoardWriter:
             raise MachineError(
                 'tensorboard is not installed; pip install "clf-edge[tensorboard]", or leave out --tensorboard'
             ) from None
-        place = folder / artifacts.TENSORBOARD
-        if not resumed:
-            shutil.rmtree(place, ignore_errors=True)
-        self._writer = SummaryWriter(str(place))
+        path = folder / artifacts.TENSORBOARD
+        if not is_resumed:
+            shutil.rmtree(path, ignore_errors=True)
+        self._writer = SummaryWriter(str(path))
 
     def __enter__(self) -> TensorBoardWriter:
         return self
@@ -41,9 +45,9 @@ class TensorBoardWriter:
         if self._writer is not None:
             self._writer.close()
 
-    def epoch(self, row: Epoch) -> None:
-        """Write an epoch's figures."""
-        figures = {
+    def write_epoch(self, row: Epoch) -> None:
+        """Write the metrics of an epoch."""
+        scalars = {
             "loss/train": row.train_loss,
             "loss/validation": row.validation_loss,
             "accuracy/train": row.train_accuracy,
@@ -51,23 +55,23 @@ class TensorBoardWriter:
             "learning_rate": row.learning_rate,
             "seconds": row.seconds,
         }
-        self._write({name: value for name, value in figures.items() if value is not None}, row.epoch)
+        self._write({name: value for name, value in scalars.items() if value is not None}, row.epoch)
 
-    def evaluation(self, evaluation: EvalResult, epochs: int) -> None:
-        """Write what the finished model is worth."""
-        quality = evaluation.quality
+    def write_evaluation(self, evaluation: EvalResult, epochs: int) -> None:
+        """Write the metrics on the test split."""
+        metrics = evaluation.metrics
         self._write(
             {
-                "held-out/accuracy": quality.accuracy,
-                "held-out/loss": quality.loss,
-                "held-out/calibration_error": quality.calibration_error,
-                "held-out/calibration_error_before_temperature": evaluation.untempered.calibration_error,
+                "test/accuracy": metrics.accuracy,
+                "test/loss": metrics.loss,
+                "test/calibration_error": metrics.calibration_error,
+                "test/calibration_error_uncalibrated": evaluation.uncalibrated.calibration_error,
             },
             epochs,
         )
 
-    def _write(self, figures: dict[str, float], epoch: int) -> None:
+    def _write(self, scalars: dict[str, float], epoch: int) -> None:
         if self._writer is not None:
-            for name, value in figures.items():
+            for name, value in scalars.items():
                 self._writer.add_scalar(name, value, epoch)
             self._writer.flush()

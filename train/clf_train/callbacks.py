@@ -1,0 +1,30 @@
+"""What a caller of the training learns while it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from clf_train.history import Epoch
+
+
+class TrainCallbacks(Protocol):
+    """Receives the progress of a training run; `clf_train.progress.Progress` prints it."""
+
+    def on_decode_start(self, images: int) -> None:
+        """Handle the start of decoding, with the number of image files; 0 for a data set that is already decoded."""
+
+    def on_decode(self, images: int) -> None:
+        """Handle that this number of further image files is decoded."""
+
+    def on_train_start(self, summary: str, epochs: float, images: int, images_done: int) -> None:
+        """Handle the start of training, or its resumption; an image counts once per epoch."""
+
+    def on_step(self, images_done: int) -> None:
+        """Handle the end of a step; `images_done` counts from the first step of the training."""
+
+    def on_epoch(self, row: Epoch) -> None:
+        """Handle the end of an epoch, after its validation."""
+
+    def on_warning(self, message: str) -> None:
+        """Handle a problem that does not stop the training."""

@@ -1,0 +1,173 @@
+"""What will be trained: the user's choices, completed from the images and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from clf_runtime.errors import UsageError
+from clf_runtime.spec import Color, Normalize, Preprocess, Resample
+from clf_train.config import AUTO, DataSource, InputOptions, TrainConfig
+from clf_train.data.dataset import Dataset, FileImageSet
+from clf_train.data.folder import ImageProperties, survey_images
+from clf_train.recipe import Recipe, choose_recipe, disable_geometric_augmentation
+from clf_train.registry import TORCHVISION, ModelRow, find_dataset_row, find_model_row
+
+_Value = TypeVar("_Value")
+
+# Pixels per side that the small networks are made for.
+_MIN_SIDE, _MAX_SIDE = 8, 64
+
+# The first layer is followed by batch normalisation, so only the rough range matters; and with inverted images among
+# the others the true mean is 0.5.
+_MEAN = _STD = 0.5
+
+# From scratch, torchvision's references use 0.1 for 256 images per step; a pretrained network forgets at that rate.
+_PEAK_TORCHVISION, _PEAK_FINE_TUNING = 0.05, 0.01
+_MAX_BATCH_TORCHVISION = 64
+
+# Their weights came from TensorFlow; torchvision's `transform_input` converts its own normalisation into this one.
+_TENSORFLOW_NORMALIZE = ("googlenet", "inception_v3")
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What will be trained."""
+
+    architecture: str
+    preprocess: Preprocess
+    normalize: Normalize
+    recipe: Recipe
+    reason: str  # why this architecture; empty if the user named it
+
+
+def make_plan(config: TrainConfig, dataset: Dataset) -> TrainPlan:
+    """Decide everything that the configuration leaves open.
+
+    Raises:
+        UsageError: an option contradicts the model.
+    """
+    properties = _find_image_properties(config.source, dataset)
+    architecture, reason = _choose_architecture(config.model, properties.side)
+    preprocess, normalize = resolve_input(architecture, config.input, properties)
+    recipe = choose_recipe(config.source.data, len(dataset.train), preprocess.color)
+    return TrainPlan(architecture, preprocess, normalize, _adapt_recipe(recipe, config, architecture), reason)
+
+
+def resolve_input(
+    architecture: str, options: InputOptions, properties: ImageProperties | None = None
+) -> tuple[Preprocess, Normalize]:
+    """Decide what the network's input is.
+
+    Args:
+        architecture: the name of a model.
+        options: the user's choices.
+        properties: of the images; None if there are none.
+
+    Raises:
+        UsageError: an option contradicts the model, or none of the three decides a value.
+    """
+    if architecture in TORCHVISION:
+        return _resolve_torchvision_input(architecture, options)
+    row = find_model_row(architecture) or ModelRow(architecture, "", "")
+    color: Color | None = _resolve("--color", options.color, row.color, architecture)
+    fixed_size = None if row.size is None else (row.size, row.size)
+    size = _resolve("--size", options.size, fixed_size, architecture, _format_size)
+    if properties is not None:
+        color = color or properties.color
+        size = size or (min(_MAX_SIDE, max(_MIN_SIDE, properties.side)),) * 2
+    if size is None or color is None:
+        raise UsageError(f"{architecture}: takes any size and colour; set them with --size HxW and --color L or RGB")
+    channels = 1 if color == "L" else 3
+    preprocess = Preprocess(
+        color=color,
+        height=size[0],
+        width=size[1],
+        resize=options.resize,
+        crop_ratio=1.0,
+        resample="bilinear",
+        background=(255,) * channels,
+    )
+    return preprocess, Normalize((_MEAN,) * channels, (_STD,) * channels)
+
+
+def _resolve_torchvision_input(architecture: str, options: InputOptions) -> tuple[Preprocess, Normalize]:
+    """Return the input that torchvision's own weights were trained with, in the size that the user chose."""
+    from torchvision.models import get_model_weights
+
+    rgb: Color = "RGB"
+    _resolve("--color", options.color, rgb, architecture)
+    transforms = get_model_weights(architecture).DEFAULT.transforms()
+    (crop,), (resize,) = transforms.crop_size, transforms.resize_size
+    fixed_size = (crop, crop) if architecture.startswith(("vit", "maxvit", "inception")) else None
+    size = _resolve("--size", options.size, fixed_size, architecture, _format_size) or (crop, crop)
+    resample: Resample = "bicubic" if transforms.interpolation.value == "bicubic" else "bilinear"
+    preprocess = Preprocess(
+        color=rgb,
+        height=size[0],
+        width=size[1],
+        resize=options.resize,
+        crop_ratio=crop / resize if options.resize == "crop" else 1.0,
+        resample=resample,
+        background=(255, 255, 255),
+    )
+    if architecture in _TENSORFLOW_NORMALIZE:
+        return preprocess, Normalize((_MEAN,) * 3, (_STD,) * 3)
+    return preprocess, Normalize(tuple(transforms.mean), tuple(transforms.std))
+
+
+def _resolve(
+    option: str,
+    requested: _Value | None,
+    fixed: _Value | None,
+    architecture: str,
+    format_value: Callable[[_Value], str] = str,
+) -> _Value | None:
+    """Return the requested value, or the only one that the model takes; None if both are open."""
+    if requested is not None and fixed is not None and requested != fixed:
+        raise UsageError(
+            f"{architecture}: takes only {option} {format_value(fixed)} (found {format_value(requested)}); "
+            f"leave {option} out"
+        )
+    return fixed if requested is None else requested
+
+
+def _format_size(size: tuple[int, int]) -> str:
+    height, width = size
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _find_image_properties(source: DataSource, dataset: Dataset) -> ImageProperties:
+    row = find_dataset_row(source.data)
+    if row is not None:
+        return ImageProperties(row.size, row.color)
+    assert isinstance(dataset.train, FileImageSet)
+    return survey_images(dataset.train)
+
+
+def _choose_architecture(model: str, side: int) -> tuple[str, str]:
+    if model != AUTO:
+        return model, ""
+    if side <= _MAX_SIDE:
+        return "small-resnet", f"chosen for {side}-pixel images"
+    return "small-resnet", (
+        f"the default; it reduces {side}-pixel images to {_MAX_SIDE} pixels, while "
+        "--model mobilenet_v3_small --weights DEFAULT uses more of them"
+    )
+
+
+def _adapt_recipe(recipe: Recipe, config: TrainConfig, architecture: str) -> Recipe:
+    """Return the recipe with what the model needs and what the user chose."""
+    row = find_model_row(architecture) or ModelRow(architecture, "", "")
+    peak, max_batch_size = row.learning_rate, row.batch_size
+    if architecture in TORCHVISION:
+        peak = _PEAK_FINE_TUNING if config.weights else _PEAK_TORCHVISION
+        max_batch_size = _MAX_BATCH_TORCHVISION
+    recipe = replace(
+        recipe,
+        epochs=config.epochs or recipe.epochs,
+        batch_size=config.batch_size or min(recipe.batch_size, max_batch_size or recipe.batch_size),
+        learning_rate=config.learning_rate or peak or recipe.learning_rate,
+    )
+    return recipe if recipe.epochs > 1 else disable_geometric_augmentation(recipe)

@@ -123,4 +123,4 @@ def test_everything_a_reader_must_reject_is_documented():
 def test_the_limits_match_the_code():
     assert f"at most {preprocess.MAX_PIXELS:,}" in PAGE
     assert f"integer, 1 to {spec.MAX_SIDE} " in PAGE
-    assert f"It describes format {spec.FORMAT}." in PAGE
+    assert f"describes format {spec.FORMAT}." in PAGE

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clf_runtime.predictions import Score as Score
     from clf_runtime.spec import ModelSpec as ModelSpec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public name → the module that defines it.
 _MODULES = {

@@ -208,6 +208,12 @@ def _parse(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
     if is_external:
         # The digest does not cover them, and a path in a file may lead anywhere.
         raise InvalidModelError(f"{path}: its weights are in other files, expected a single file; export it again")
+    _check_runs_no_foreign_code(path, metadata, opsets)
+    spec = ModelSpec.from_json(metadata[SPEC_KEY], str(path))
+    return OnnxFile(path, len(content), sha256, ir_version, opsets.get("", 0), metadata, spec)
+
+
+def _check_runs_no_foreign_code(path: Path, metadata: Mapping[str, str], opsets: Mapping[str, int]) -> None:
     if _SESSION_OPTIONS_KEY in metadata:
         raise InvalidModelError(f"{path}: it sets session options of onnxruntime; export it again")
     foreign = sorted(set(opsets) - _DOMAINS)
@@ -215,8 +221,6 @@ def _parse(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
         raise InvalidModelError(
             f"{path}: it needs operators of {foreign[0]!r}, expected only standard ones; export it again"
         )
-    spec = ModelSpec.from_json(metadata[SPEC_KEY], str(path))
-    return OnnxFile(path, len(content), sha256, ir_version, opsets.get("", 0), metadata, spec)
 
 
 def _messages(parts: list[tuple[int, Buffer | int]], wanted: int) -> list[Buffer]:

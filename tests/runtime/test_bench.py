@@ -149,6 +149,12 @@ def test_an_unknown_figure_is_not_drawn(tmp_path):
     assert (tmp_path / "x.svg").stat().st_size > 1000
 
 
+def test_a_long_path_leaves_room_for_the_bars(tmp_path):
+    # matplotlib warns if it does not, and a warning is an error here.
+    plot.draw([replace(RESULT, model=f"{'/folder' * 40}/model.onnx")], tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").stat().st_size > 1000
+
+
 def test_a_percentile_is_one_of_the_values():
     values = [float(value) for value in range(100, 0, -1)]
     assert [percentile(values, fraction) for fraction in (0.5, 0.9, 0.99, 1.0, 0.0)] == [50, 90, 99, 100, 1]

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import ROOT, environment
 from installing import installed
 from rewriting import rewritten
 
@@ -31,6 +32,8 @@ from clf_runtime.session import CPU, CUDA, TENSORRT, Session
 
 KNOWN = [*onnxruntime.get_all_providers(), *onnxruntime.get_available_providers()]
 REPORTS_NODES = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="dependencies are read from ELF files only")
 
 # Makes onnxruntime report CUDA as included, as in the GPU wheel on a machine without a GPU.
 INCLUDE_CUDA = (
@@ -146,6 +149,34 @@ def test_a_provider_without_missing_libraries_is_tried_and_the_reason_of_its_fai
     monkeypatch.setattr(libraries, "load", lambda name: None)
     with pytest.raises(MachineError, match="but it does not start, for an unknown reason; check that nvidia-smi lists"):
         Classifier.load(model, device="cuda")
+
+
+@pytest.mark.slow
+@linux_only
+def test_the_gpu_wheel_without_a_gpu_prints_one_line_and_no_log_of_onnxruntime(model, samples, tmp_path):
+    if libraries.load("libcuda.so.1") is None:
+        pytest.skip("this machine has an NVIDIA driver")
+    python = environment(tmp_path / "gpu", "onnxruntime-gpu", "numpy", "pillow", "click") / "bin/python"
+
+    def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [python, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "runtime")})
+
+    main = "from clf_runtime.cli import main; main()"
+    process = run(main, samples[0], "-m", model, "--device", "auto")
+    assert process.returncode == 0
+    warning, summary = process.stderr.splitlines()
+    assert warning.startswith("clf-run: --device auto uses the CPU: onnxruntime ")
+    assert "libcuda.so.1" in warning
+    assert summary.startswith("clf-run: 1 image, 0 failed, ")
+    for device in ("cuda", "tensorrt"):
+        process = run(main, samples[0], "-m", model, "--device", device)
+        assert (process.returncode, process.stdout) == (4, "")
+        (error,) = process.stderr.splitlines()
+        assert error.startswith(f"clf-run: --device {device}: onnxruntime ")
+        assert "libcuda.so.1" in error
+    process = run("import sys; from clf_runtime import Classifier; Classifier.load(sys.argv[1])", model)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("is_self_test", [False, True], ids=["images", "self-test"])
@@ -284,9 +315,6 @@ def test_the_reason_that_onnxruntime_raised_is_in_the_message_if_no_library_is_m
     assert message == "onnxruntime 1.24.1 includes openvino, but it does not start: no device found"
     message = explain_not_started("DmlExecutionProvider", "1.24.4", [], "")
     assert message.endswith("but it does not start, for an unknown reason")
-
-
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="dependencies are read from ELF files only")
 
 
 @linux_only

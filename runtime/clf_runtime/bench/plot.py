@@ -16,6 +16,7 @@ from clf_runtime.errors import MachineError, UsageError
 _FORMATS = (".png", ".svg")
 _COLORS = ("#7f8c8d", "#2a78b5", "#e08e2b", "#2e8b57")
 _INCHES_PER_MODEL = 0.55
+_MAX_LABEL_CHARACTERS = 40  # a longer path would leave no room for the bars
 
 
 def check_target(path: Path) -> None:
@@ -84,7 +85,11 @@ def _draw_bars(
 
 def _label_axes(axes: Any, results: list[BenchResult], title: str) -> None:
     axes.set_title(title, fontsize=10)
-    axes.set_yticks(range(len(results)), [result.model for result in results], fontsize=9)
+    axes.set_yticks(range(len(results)), [_shorten(result.model) for result in results], fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _shorten(model: str) -> str:
+    return model if len(model) <= _MAX_LABEL_CHARACTERS else f"…{model[1 - _MAX_LABEL_CHARACTERS :]}"

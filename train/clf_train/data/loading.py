@@ -98,8 +98,7 @@ def write_unreadable(folder: Path, unreadable: Sequence[UnreadableImage]) -> Pat
     rows.writerow(("path", "kind", "message"))
     rows.writerows((error.path, error.kind, error.message) for error in unreadable)
     path = folder / artifacts.UNREADABLE
-    with files.atomic_path(path) as temporary:
-        temporary.write_bytes(text.getvalue().encode("utf-8", "surrogateescape"))
+    files.atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
     return path
 
 

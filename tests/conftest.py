@@ -1,4 +1,4 @@
-"""What the tests share: real commands, and one real model that they train and export once."""
+"""Shared by all tests: real commands, and one real model, trained and exported once."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ROOT = Path(__file__).parent.parent
 # The tests import this file by name; without this they would get a second module, with a second Zygote.
 sys.modules["conftest"] = sys.modules[__name__]
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every process they start.
+# A shell that starts the tests in the background makes them, and all their child processes, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
+class CommandResult:
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -39,18 +39,18 @@ class Ended:
 
     @property
     def error(self) -> str:
-        """Give the one line that it said on stderr; more or less than one is a fault of its own."""
+        """Return the only line on stderr; more or fewer than one fails the test."""
         lines = self.err.strip().splitlines()
         assert len(lines) == 1, self.err
         assert "Traceback" not in self.err
         return lines[0]
 
 
-Command = Callable[..., Ended]
+Command = Callable[..., CommandResult]
 
 
 class Zygote:
-    """A process that has imported torch, and forks a command from itself in no time; see zygote.py."""
+    """A process that has imported torch and forks commands from itself, without their start-up time; see zygote.py."""
 
     PROGRAMS = ("clf-train", "clf-import", "clf-export")
     _shared: Zygote | None = None
@@ -63,14 +63,14 @@ class Zygote:
 
     @classmethod
     def end(cls) -> None:
-        """End the one of this session."""
+        """End the process of this session."""
         if cls._shared is not None:
             cls._shared._process.communicate()
             cls._shared = None
 
     @classmethod
     def shared(cls) -> Zygote:
-        """Give the one of this session."""
+        """Return the process of this session; start it if there is none."""
         if cls._shared is None:
             cls._shared = cls()
         return cls._shared
@@ -82,38 +82,38 @@ class Zygote:
         env: dict[str, str],
         kill_at: int | None = None,
         kill_after_s: float | None = None,
-    ) -> Ended:
-        """Run a command to its end, or to its `kill_at`th change of a file, or for `kill_after_s`."""
+    ) -> CommandResult:
+        """Run a command; kill it at its `kill_at`th change of a file, or after `kill_after_s` seconds."""
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            order = {"argv": command, "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
-            order |= {"kill_at": kill_at, "kill_after_s": kill_after_s}
+            request = {"argv": command, "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
+            request |= {"kill_at": kill_at, "kill_after_s": kill_after_s}
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             code = int(self._process.stdout.readline())
-            return Ended(code, out.read_bytes().decode(errors="surrogateescape"), err.read_bytes().decode())
+            return CommandResult(code, out.read_bytes().decode(errors="surrogateescape"), err.read_bytes().decode())
 
 
-def call(
+def run_command(
     program: str, *arguments: object, cwd: Path, stdin: bytes | None = None, prefix: Sequence[str] = (), **env: str
-) -> Ended:
-    """Run one of the installed commands as a process of its own."""
+) -> CommandResult:
+    """Run one of the installed commands in a process of its own."""
     command = [*prefix, str(BIN / program), *map(str, arguments)]
-    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("CLF_")} | env
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("CLF_")} | env
     if program in Zygote.PROGRAMS and stdin is None and not prefix:
-        return Zygote.shared().run(command, cwd, surroundings)
-    done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, env=surroundings, timeout=300)
-    return Ended(done.returncode, done.stdout.decode(errors="surrogateescape"), done.stderr.decode())
+        return Zygote.shared().run(command, cwd, variables)
+    done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, env=variables, timeout=300)
+    return CommandResult(done.returncode, done.stdout.decode(errors="surrogateescape"), done.stderr.decode())
 
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Run a command in an empty folder."""
+    """A function that runs a command in an empty folder."""
 
-    def run(program: str, *arguments: object, cwd: Path = tmp_path, **options: object) -> Ended:
-        return call(program, *arguments, cwd=cwd, **options)  # type: ignore[arg-type]
+    def run(program: str, *arguments: object, cwd: Path = tmp_path, **options: object) -> CommandResult:
+        return run_command(program, *arguments, cwd=cwd, **options)  # type: ignore[arg-type]
 
     return run
 
@@ -135,10 +135,10 @@ def home(request: pytest.FixtureRequest) -> Path:
 
 
 def _train_and_export(folder: Path) -> None:
-    trained = call("clf-train", cwd=folder)
+    trained = run_command("clf-train", cwd=folder)
     assert trained.code == 0, trained.err
     everything = ("-f", "onnx", "-f", "torchscript", "-f", "pt2", "-p", "fp32", "-p", "fp16", "-p", "int8")
-    exported = call("clf-export", *everything, cwd=folder)
+    exported = run_command("clf-export", *everything, cwd=folder)
     assert exported.code == 0, exported.err
     (folder / "trained.txt").write_text(trained.out)
     (folder / "exported.txt").write_text(exported.out)
@@ -168,14 +168,14 @@ def _digest_of_sources() -> str:
     files = (path for package in ("runtime", "train", "export") for path in (ROOT / package).rglob("*"))
     for path in (*sorted(path for path in files if path.is_file() and path.suffix != ".pyc"), Path(__file__)):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    for distribution in sorted(f"{each.metadata['Name']} {each.version}" for each in metadata.distributions()):
+    for distribution in sorted(f"{package.metadata['Name']} {package.version}" for package in metadata.distributions()):
         digest.update(distribution.encode())
     return digest.hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")
 def artifacts(home: Path) -> Path:
-    """The artifacts folder of a real model: trained on the digits, exported in every way."""
+    """The artifacts folder of a real model: trained on the digits, exported in every format and precision."""
     return home / "artifacts"
 
 
@@ -187,29 +187,29 @@ def model(artifacts: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def samples(artifacts: Path) -> list[Path]:
-    """Real held-out images, named LABEL-N.png."""
+    """Real test images, named LABEL-N.png."""
     return sorted((artifacts / "samples").iterdir())
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of what is tested here."""
+    """A wheel built from this checkout."""
     folder = tmp_path_factory.mktemp("dist")
-    checked(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    run_checked(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
     return next(folder.glob("*.whl"))
 
 
-def checked(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_checked(*command: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program that must succeed."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def environment(folder: Path, *needs: object, options: Sequence[str] = ()) -> Path:
-    """Make an environment of its own with these packages; gives its folder."""
-    checked(BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder)
-    checked(BIN / "uv", "pip", "install", "--quiet", *options, "--python", folder / "bin/python", *needs)
+def create_environment(folder: Path, *needs: object, options: Sequence[str] = ()) -> Path:
+    """Create a virtual environment with these packages and return its folder."""
+    run_checked(BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder)
+    run_checked(BIN / "uv", "pip", "install", "--quiet", *options, "--python", folder / "bin/python", *needs)
     return folder
 
 
@@ -224,7 +224,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def no_root() -> Sequence[str]:
-    """What to put before a command so that file permissions hold for it, also where root runs the tests."""
+    """A command prefix that makes file permissions apply even if root runs the tests."""
     if os.geteuid() != 0:
         return ()
     if shutil.which("setpriv") is None:

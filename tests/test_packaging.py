@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, checked, environment
+from conftest import ROOT, create_environment, run_checked
 from odd_images import odd_images
 
 MOST_BYTES = 150_000_000
@@ -25,7 +25,7 @@ def requirements_of(wheel: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def device(wheel, tmp_path_factory) -> Path:
     """The folder of an environment with the wheel and its [cpu] extra, as on a device."""
-    return environment(tmp_path_factory.mktemp("device") / "venv", f"{wheel}[cpu]")
+    return create_environment(tmp_path_factory.mktemp("device") / "venv", f"{wheel}[cpu]")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def oldest(wheel, tmp_path_factory) -> Path:
     options = ("--resolution", "lowest-direct", "--only-binary", ":all:")
     needs = [need.partition(";")[0] for need in requirements_of(wheel) if "extra" not in need or "'cpu'" in need]
     assert len(needs) == 4
-    return environment(tmp_path_factory.mktemp("oldest") / "venv", f"{wheel}[cpu]", *needs, options=options)
+    return create_environment(tmp_path_factory.mktemp("oldest") / "venv", f"{wheel}[cpu]", *needs, options=options)
 
 
 def test_the_wheel_contains_the_three_packages_their_templates_and_the_license(wheel):
@@ -74,7 +74,7 @@ def test_a_device_gets_the_four_dependencies_and_what_they_need(device):
 def test_with_pinned_versions_it_takes_at_most_150_megabytes(wheel, tmp_path):
     # Not with the newest versions: onnxruntime 1.32.0 is 11 MB larger, which makes 160.
     pinned = ("--constraint", str(ROOT / "requirements/dev.txt"))
-    device = environment(tmp_path / "venv", f"{wheel}[cpu]", options=pinned)
+    device = create_environment(tmp_path / "venv", f"{wheel}[cpu]", options=pinned)
     site = next(device.glob("lib/python*/site-packages"))
     size = sum(path.lstat().st_size for path in site.rglob("*") if path.is_file())
     assert size <= MOST_BYTES
@@ -83,26 +83,26 @@ def test_with_pinned_versions_it_takes_at_most_150_megabytes(wheel, tmp_path):
 @pytest.mark.slow
 def test_a_device_gives_exactly_the_predictions_of_the_training_machine(device, command, home, samples):
     here = command("clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
-    there = checked(device / "bin/clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
+    there = run_checked(device / "bin/clf-run", "artifacts/samples", "--top", 3, "--format", "jsonl", cwd=home)
     assert there.stdout == here.out
-    assert "passed" in checked(device / "bin/clf-run", "--self-test", cwd=home).stdout
+    assert "passed" in run_checked(device / "bin/clf-run", "--self-test", cwd=home).stdout
 
 
 @pytest.mark.slow
 def test_the_oldest_allowed_packages_give_the_same_predictions(oldest, command, home, tmp_path):
     for name, path in odd_images(tmp_path).items():
         assert path.name == name
-    listed = checked(
+    listed = run_checked(
         oldest / "bin/python", "-c", "import onnxruntime, PIL; print(onnxruntime.__version__, PIL.__version__)"
     )
     assert listed.stdout.split() != [version("onnxruntime"), version("pillow")]
     arguments = ("artifacts/samples", str(tmp_path), "--top", "3", "--format", "jsonl")
     here = [json.loads(line) for line in command("clf-run", *arguments, cwd=home).out.splitlines()]
-    there = [json.loads(line) for line in checked(oldest / "bin/clf-run", *arguments, cwd=home).stdout.splitlines()]
+    there = [json.loads(line) for line in run_checked(oldest / "bin/clf-run", *arguments, cwd=home).stdout.splitlines()]
     assert len(here) == 16 + len(list(tmp_path.iterdir()))
     assert [record["label"] for record in there] == [record["label"] for record in here]
     assert max(abs(one["score"] - other["score"]) for one, other in zip(here, there, strict=True)) <= 1e-4
-    assert "passed" in checked(oldest / "bin/clf-run", "--self-test", cwd=home).stdout
+    assert "passed" in run_checked(oldest / "bin/clf-run", "--self-test", cwd=home).stdout
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_a_command_whose_extra_is_missing_says_what_to_install(device, tmp_path,
     assert done.returncode == 4
     assert len(done.stderr.strip().splitlines()) == 1
     assert f'pip install "clf-edge[{extra}]"' in done.stderr
-    assert checked(device / "bin" / program, "--help").stdout.startswith(f"Usage: {program}")
+    assert run_checked(device / "bin" / program, "--help").stdout.startswith(f"Usage: {program}")
 
 
 @pytest.mark.slow

@@ -86,13 +86,13 @@ def test_the_runtime_predicts_what_pytorch_predicts(artifacts, tmp_path):
 @pytest.fixture(scope="session")
 def mnist(tmp_path_factory, test_data):
     """A model trained for one epoch on MNIST and exported: enough to test agreement, if not accuracy."""
-    from conftest import call
+    from conftest import run_command
 
     folder = tmp_path_factory.mktemp("mnist")
     arguments = ("--data", "mnist", "--data-root", test_data / "mnist", "--epochs", 1)
-    trained = call("clf-train", *arguments, cwd=folder)
+    trained = run_command("clf-train", *arguments, cwd=folder)
     assert trained.code == 0, trained.err
-    exported = call("clf-export", cwd=folder)
+    exported = run_command("clf-export", cwd=folder)
     assert exported.code == 0, exported.err
     return folder
 

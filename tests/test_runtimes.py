@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import call, checked, environment
+from conftest import create_environment, run_checked, run_command
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.diagnostics.selftest import SelfTest
@@ -82,14 +82,14 @@ def mobilenet(tmp_path_factory) -> Path:
         for _ in range(50):  # until the running statistics of batch normalisation have settled
             network(torch.rand(8, 3, 64, 64))
     torch.save(network.state_dict(), home / "weights.pt")
-    imported = call(
+    imported = run_command(
         *("clf-import", "--weights", "weights.pt", "--model", "mobilenet_v3_small", "--labels", "round,square"),
         *("--data", "data"),
         cwd=home,
     )
     assert imported.code == 0, imported.err
     # Random weights have no accuracy to lose.
-    exported = call("clf-export", "-p", "fp32", "-p", "fp16", "-p", "int8", "--max-drop", 100, cwd=home)
+    exported = run_command("clf-export", "-p", "fp32", "-p", "fp16", "-p", "int8", "--max-drop", 100, cwd=home)
     assert exported.code == 0, exported.err
     return home / "artifacts"
 
@@ -113,16 +113,16 @@ def create_device(release: str, wheel: Path, folder: Path) -> Path:
     """Return the bin/ folder of an environment with the wheel and a release of onnxruntime."""
     old = release != "newest" and tuple(map(int, release.split(".")[:2])) < (1, 19)
     wanted = "onnxruntime" if release == "newest" else f"onnxruntime=={release}"
-    return environment(folder / "venv", wheel, wanted, "numpy<2" if old else "numpy") / "bin"
+    return create_environment(folder / "venv", wheel, wanted, "numpy<2" if old else "numpy") / "bin"
 
 
 def compare_answers(device: Path, model: Path) -> None:
     """Run the self-test on a device, and compare its logits with those of this environment."""
-    report = checked(device / "clf-run", "--self-test", "--model", model).stdout
+    report = run_checked(device / "clf-run", "--self-test", "--model", model).stdout
     assert "passed" in report
     assert "labels flipped 0" in report
-    there = json.loads(checked(device / "python", "-c", ASK, model).stdout)
-    here = json.loads(checked("python", "-c", ASK, model).stdout)
+    there = json.loads(run_checked(device / "python", "-c", ASK, model).stdout)
+    here = json.loads(run_checked("python", "-c", ASK, model).stdout)
     assert np.argmax(there, axis=1).tolist() == np.argmax(here, axis=1).tolist()
     if model.name == "model.onnx":
         difference = re.search(r"difference of a logit\| (\S+)", report)
@@ -140,7 +140,7 @@ def test_other_engines_give_the_verified_answers(engine, artifacts, mobilenet, t
             selftest = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], name)
             pixels = np.stack([pixels_from_image(case.image, classifier.spec.preprocess) for case in selftest.cases])
             pixels.tofile(tmp_path / "pixels")
-            there = json.loads(checked(*ask, folder / name, tmp_path / "pixels", list(pixels.shape)).stdout)
+            there = json.loads(run_checked(*ask, folder / name, tmp_path / "pixels", list(pixels.shape)).stdout)
             verified = [case.logits for case in selftest.cases]
             assert np.abs(np.subtract(there, verified)).max() <= selftest.tolerance, (folder, name)
             if name != "model.int8.onnx":
@@ -151,12 +151,12 @@ def test_other_engines_give_the_verified_answers(engine, artifacts, mobilenet, t
 
 def _openvino(folder: Path) -> Sequence[object]:
     (folder / "ask.py").write_text(ASK_OPENVINO)
-    return environment(folder / "venv", "openvino", "numpy") / "bin/python", folder / "ask.py"
+    return create_environment(folder / "venv", "openvino", "numpy") / "bin/python", folder / "ask.py"
 
 
 def _onnxruntime_web(folder: Path) -> Sequence[object]:
     if shutil.which("npm") is None:
         pytest.skip("onnxruntime-web needs npm and Node.js")
-    checked("npm", "install", "--silent", "--ignore-scripts", "--no-package-lock", "onnxruntime-web", cwd=folder)
+    run_checked("npm", "install", "--silent", "--ignore-scripts", "--no-package-lock", "onnxruntime-web", cwd=folder)
     (folder / "ask.mjs").write_text(ASK_ONNXRUNTIME_WEB)
     return "node", folder / "ask.mjs"

@@ -1,8 +1,8 @@
-"""Starts clf-train, clf-import and clf-export without their four seconds of imports: each run is a fork of this.
+"""Run clf-train, clf-import and clf-export without their four seconds of imports: each run is a fork of this process.
 
-Reads a JSON line per run, {"argv", "cwd", "env", "out", "err", "kill_at", "kill_after_s"}, and answers with a line,
-its exit code. `kill_at` ends the run with SIGKILL just before its so-manyth change to a file, as a power cut would, and
-`kill_after_s` after so many seconds.
+Reads one JSON line per run, {"argv", "cwd", "env", "out", "err", "kill_at", "kill_after_s"}, and answers with one line,
+the exit code. `kill_at` ends the run with SIGKILL just before the change of a file with that number, like a power
+failure; `kill_after_s` after that many seconds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import signal
 import sys
 from pathlib import Path
 
-# What changes a folder, in the names of Python's audit events.
+# The audit events of Python that change a folder.
 _CHANGES = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"))
 
 
-def _imported() -> dict[str, object]:
+def _import_commands() -> dict[str, object]:
     import sklearn.datasets  # noqa: F401 (clf-train imports it later, for the digits; it takes 0.7 s)
 
     import clf_export.cli
@@ -28,7 +28,7 @@ def _imported() -> dict[str, object]:
     import clf_train.importing
     import clf_train.training
 
-    # onnx's exporter is not imported by any of them before it is needed.
+    # No command imports the ONNX exporter before it is needed.
     with contextlib.suppress(ImportError):
         import torch.onnx._internal.exporter._core  # noqa: F401
     return {
@@ -38,19 +38,19 @@ def _imported() -> dict[str, object]:
     }
 
 
-def _run(order: dict, mains: dict) -> int:
-    for number, path in ((1, order["out"]), (2, order["err"])):
+def _run(request: dict, mains: dict) -> int:
+    for number, path in ((1, request["out"]), (2, request["err"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.chdir(order["cwd"])
+    os.chdir(request["cwd"])
     os.environ.clear()
-    os.environ.update(order["env"])
-    sys.argv = order["argv"]
-    if order["kill_after_s"] is not None:
-        # Nobody handles SIGALRM, so it ends a process where it stands.
-        signal.setitimer(signal.ITIMER_REAL, order["kill_after_s"])
-    if order["kill_at"] is not None:
-        sys.addaudithook(_killer(order["kill_at"], order["cwd"]))
+    os.environ.update(request["env"])
+    sys.argv = request["argv"]
+    if request["kill_after_s"] is not None:
+        # SIGALRM has no handler, so it ends the process at once.
+        signal.setitimer(signal.ITIMER_REAL, request["kill_after_s"])
+    if request["kill_at"] is not None:
+        sys.addaudithook(_create_killer(request["kill_at"], request["cwd"]))
     try:
         mains[Path(sys.argv[0]).name]()
     except SystemExit as exit_:
@@ -60,7 +60,7 @@ def _run(order: dict, mains: dict) -> int:
         sys.stderr.flush()
 
 
-def _killer(kill_at: int, folder: str):
+def _create_killer(kill_at: int, folder: str):
     seen = 0
 
     def hook(event: str, arguments: tuple) -> None:
@@ -77,7 +77,7 @@ def _killer(kill_at: int, folder: str):
 
 
 def main() -> None:
-    mains = _imported()
+    mains = _import_commands()
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         process = os.fork()

@@ -23,7 +23,7 @@ from clf_export.parity.reference import Reference
 from clf_export.parity.reference_outputs import ReferenceOutputs, compute_reference_outputs
 from clf_export.parity.selftest import build_self_test
 from clf_export.record import ExportedFile, measure_latencies, write_record
-from clf_export.test_split import TestSplit, find_test_split
+from clf_export.reference_split import TestSplit, find_test_split
 from clf_runtime import files
 from clf_runtime.errors import DataError, InvalidModelError
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY

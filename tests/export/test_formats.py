@@ -20,7 +20,7 @@ from clf_export.exporting import EXPORTERS
 from clf_export.formats import TARGETS, select_targets
 from clf_export.quantize.fp16 import fp16_from_onnx
 from clf_export.quantize.graph import Graph
-from clf_export.test_split import find_test_split
+from clf_export.reference_split import find_test_split
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import InvalidModelError, UsageError
 from clf_train.models.saved import load_saved_model

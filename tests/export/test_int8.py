@@ -30,7 +30,7 @@ from clf_export.quantize.int8 import (
 from clf_export.quantize.rewrite import rewrite_for_quantization
 from clf_export.quantize.search import QuantizationSearch
 from clf_export.quantize.trial import format_trials
-from clf_export.test_split import SearchImages, find_test_split
+from clf_export.reference_split import SearchImages, find_test_split
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 from clf_train.models.saved import load_saved_model

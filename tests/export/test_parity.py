@@ -32,7 +32,7 @@ from clf_export.quantize.bias_correction import measure_input_means
 from clf_export.quantize.graph import fuse
 from clf_export.quantize.int8 import QUANTIZATION_CONFIGS, calibrate, int8_from_onnx
 from clf_export.quantize.rewrite import rewrite_for_quantization
-from clf_export.test_split import find_test_split
+from clf_export.reference_split import find_test_split
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import DataError, InvalidModelError
 from clf_train.models.saved import load_saved_model

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, create_environment
 from installing import installed
 from rewriting import rewritten
 
@@ -156,7 +156,7 @@ def test_a_provider_without_missing_libraries_is_tried_and_the_reason_of_its_fai
 def test_the_gpu_wheel_without_a_gpu_prints_one_line_and_no_log_of_onnxruntime(model, samples, tmp_path):
     if libraries.load("libcuda.so.1") is None:
         pytest.skip("this machine has an NVIDIA driver")
-    python = environment(tmp_path / "gpu", "onnxruntime-gpu", "numpy", "pillow", "click") / "bin/python"
+    python = create_environment(tmp_path / "gpu", "onnxruntime-gpu", "numpy", "pillow", "click") / "bin/python"
 
     def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         command = [python, "-c", code, *map(str, arguments)]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import BIN, Zygote, call
+from conftest import BIN, Zygote, run_command
 from odd_images import drawing
 
 # Three steps per epoch, and a checkpoint after each.
@@ -27,7 +27,7 @@ FINISHED = {"model.pt", "model.json", "history.csv", "report.html", "samples"}
 def uninterrupted(tmp_path_factory) -> Path:
     """The artifacts folder of a training run with OPTIONS that nothing interrupted."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = call("clf-train", *OPTIONS, cwd=folder)
+    done = run_command("clf-train", *OPTIONS, cwd=folder)
     assert done.code == 0, done.err
     assert {path.name for path in (folder / "artifacts").iterdir()} == FINISHED
     return folder / "artifacts"
@@ -49,7 +49,7 @@ def assert_resumes(folder: Path, uninterrupted: Path) -> None:
         for name in CHECKPOINTS:
             if (artifacts / name).exists():
                 assert (artifacts / name).stat().st_size > 1000
-        done = call("clf-train", *OPTIONS, "--resume", cwd=folder)
+        done = run_command("clf-train", *OPTIONS, "--resume", cwd=folder)
         assert done.code == 0, done.err
         assert "damaged" not in done.err
         assert {path.name for path in artifacts.iterdir()} == FINISHED

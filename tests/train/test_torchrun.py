@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BIN, Ended, Zygote
+from conftest import BIN, CommandResult, Zygote
 from odd_images import drawing
 
 from clf_train.config import DataSource, load_dataset
@@ -29,7 +29,7 @@ TORCHRUN = [BIN / "torchrun", "--standalone", "--no-python", "--nproc-per-node",
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs gloo and /proc")
 
-TrainOnTwo = Callable[..., tuple[Ended, Ended]]
+TrainOnTwo = Callable[..., tuple[CommandResult, CommandResult]]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def second_zygote() -> Iterator[Zygote]:
 def train_on_two(tmp_path, second_zygote) -> TrainOnTwo:
     """Run clf-train in two processes that train together; return how both ended."""
 
-    def run(*options: object) -> tuple[Ended, Ended]:
+    def run(*options: object) -> tuple[CommandResult, CommandResult]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

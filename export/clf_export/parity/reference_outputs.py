@@ -11,7 +11,7 @@ import torch
 
 from clf_export.exporters.module import ExportModule
 from clf_export.parity.reference import Reference
-from clf_export.test_split import TestSplit
+from clf_export.reference_split import TestSplit
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.preprocess import UInt8Array, pixels_from_image
 from clf_runtime.session import Float32Array

@@ -29,7 +29,7 @@ from clf_export.quantize.int8 import (
 )
 from clf_export.quantize.rewrite import rewrite_for_quantization
 from clf_export.quantize.trial import AcceptedTrial, Baseline, SearchResult, Trial
-from clf_export.test_split import SearchImages, TestSplit
+from clf_export.reference_split import SearchImages, TestSplit
 from clf_runtime.machine import usable_cores
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import Float32Array

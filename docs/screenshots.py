@@ -74,7 +74,7 @@ def command(artifacts: Path) -> None:
     if not report.is_file():
         raise click.ClickException(f"{report}: no such file; run `make demo` first")
     sessions = [["clf-run", f"{artifacts}/samples", "--top", "3"], ["clf-run", "--self-test"]]
-    page = TERMINAL_PAGE.format(content="\n".join(run_session(each, artifacts) for each in sessions))
+    page = TERMINAL_PAGE.format(content="\n".join(run_session(session, artifacts) for session in sessions))
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         terminal = Path(folder, "terminal.html")

@@ -70,7 +70,7 @@ def _decode(encoded: bytes, preprocess: Preprocess) -> Image.Image:
 
 
 def _request_reduced_size(image: Image.Image, preprocess: Preprocess) -> None:
-    """Have a huge JPEG decoded at a fraction of its size, by the rule of docs/artifact-format.md.
+    """Decode a huge JPEG at a fraction of its size, by the rule of docs/artifact-format.md.
 
     Both sides stay at least twice as long as needed.
     """

@@ -79,7 +79,7 @@ def mobilenet(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     network = mobilenet_v3_small(num_classes=2).train()
     with torch.no_grad():
-        for _ in range(50):  # until the running statistics of batch normalisation have settled
+        for _ in range(50):  # until the running statistics of batch normalization have settled
             network(torch.rand(8, 3, 64, 64))
     torch.save(network.state_dict(), home / "weights.pt")
     imported = run_command(

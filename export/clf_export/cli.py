@@ -33,8 +33,8 @@ Examples:
   clf-export -a artifacts/mnist --data-root ~/data --overwrite
 
 \b
-Exit codes: 0 done, 2 wrong usage, 3 invalid model or data, or a failed parity
-check (no file is written then), 4 this machine cannot do it, 130 Ctrl-C.""",
+Exit codes: 0 success, 2 usage error, 3 invalid model or data, or a failed parity
+check (no file is written then), 4 this machine cannot do it, 130 interrupted.""",
 )
 @ARTIFACTS_OPTION
 @click.option(
@@ -72,9 +72,7 @@ check (no file is written then), 4 this machine cannot do it, 130 Ctrl-C.""",
     metavar="PP",
     help="Accuracy drop in percentage points that fp16 and int8 may cost.",
 )
-@click.option(
-    "--data", "-d", metavar="NAME|DIR", help="Images of the training.  [default: from where training read them]"
-)
+@click.option("--data", "-d", metavar="NAME|DIR", help="Images the model was trained on.  [default: as in training]")
 @click.option(
     "--data-root",
     metavar="DIR",

@@ -68,7 +68,7 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
     name = data or (provenance.data if provenance else None)
     if provenance is None or name is None:
         raise DataError(
-            "model.json: names no data, and the parity check needs labelled images; add --data NAME or --data DIR"
+            "model.json: names no data, and the parity check needs labeled images; add --data NAME or --data DIR"
         )
     source = DataSource(
         data=name,

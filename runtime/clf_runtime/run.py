@@ -42,7 +42,7 @@ class RunOptions(NamedTuple):
     images: tuple[str, ...]
     recursive: bool
     top: int
-    threshold: float  # 0..1; predictions with a lower score are labelled "unknown"
+    threshold: float  # 0..1; predictions with a lower score are labeled "unknown"
     output_format: str
     device: str
     threads: int | None

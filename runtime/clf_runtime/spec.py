@@ -31,7 +31,7 @@ class Preprocess:
         height: Height of the input in pixels.
         width: Width of the input in pixels.
         resize: What happens to an image of another shape: `"squash"` ignores its aspect ratio, `"crop"` takes its
-            centre, `"pad"` adds `background` around it.
+            center, `"pad"` adds `background` around it.
         crop_ratio: With `"crop"`, the side of the crop divided by that of the resized image, 0 < ratio <= 1.
         resample: The filter: `"bilinear"` or `"bicubic"`, both antialiased.
         background: The color under transparency and around `"pad"`: one value per channel, 0..255.

@@ -256,7 +256,7 @@ def test_the_error_for_unreadable_images_counts_all_and_names_the_first(tmp_path
 
 
 @pytest.mark.parametrize(("mode", "color"), [("L", "L"), ("RGB", "RGB"), ("1", "L"), ("P", "RGB")])
-def test_the_survey_finds_the_median_size_and_the_colour(tmp_path, mode, color):
+def test_the_survey_finds_the_median_size_and_the_color(tmp_path, mode, color):
     for label in "ab":
         (tmp_path / label).mkdir()
         for number in range(5):

@@ -405,6 +405,6 @@ def test_auto_chooses_a_network_and_says_why(digits):
     assert plan.reason == "chosen for 8-pixel images"
 
 
-def test_without_images_a_network_of_any_size_needs_size_and_colour():
+def test_without_images_a_network_of_any_size_needs_size_and_color():
     with pytest.raises(UsageError, match="set them with --size HxW and --color L or RGB"):
         resolve_input("small-resnet", InputOptions())

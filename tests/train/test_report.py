@@ -367,7 +367,7 @@ def test_many_classes_without_a_confusion_have_a_sentence_instead_of_a_table() -
     assert "There are no confusions." in page.section("confusion").text
 
 
-def test_more_than_colour_marks_a_prediction_as_correct_or_wrong(small: Element) -> None:
+def test_more_than_color_marks_a_prediction_as_correct_or_wrong(small: Element) -> None:
     captions = [image.text for image in small.section("images").all("figure")]
     assert sorted(captions) == sorted(
         ["cat ✓ 95.0 %"] * 2

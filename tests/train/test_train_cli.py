@@ -147,7 +147,7 @@ def test_a_test_image_that_is_a_training_image_too_causes_a_warning(command, pet
     assert "test images are training images too (the first is cat/" in done.err
 
 
-def test_size_colour_and_resize_mode_can_be_chosen(command, pets, tmp_path):
+def test_size_color_and_resize_mode_can_be_chosen(command, pets, tmp_path):
     done = command("clf-train", "-d", pets, "--size", "24x16", "--color", "L", "--resize", "pad", "--epochs", 1)
     assert done.code == 0, done.err
     preprocess = json.loads((tmp_path / "artifacts/model.json").read_text())["preprocess"]

@@ -34,7 +34,7 @@ RESIZE_OPTION = click.option(
     type=click.Choice(["crop", "squash", "pad"]),
     default="crop",
     show_default=True,
-    help="How an image of another shape becomes the shape of the input.",
+    help="How images of another aspect ratio become the input: crop the center, squash, or pad.",
 )
 TEST_SPLIT_OPTION = click.option(
     "--test-split",
@@ -48,10 +48,10 @@ SEED_OPTION = click.option(
     type=click.IntRange(0, 2**31 - 1),
     default=0,
     show_default=True,
-    help="Of the splits, and of everything random in training.",
+    help="Seed of the splits and of everything random in training.",
 )
 COLOR_OPTION = click.option(
-    "--color", type=click.Choice(["L", "RGB"]), help="Gray or colour input.  [default: the model's, or as the images]"
+    "--color", type=click.Choice(["L", "RGB"]), help="Gray or color input.  [default: the model's, or as the images]"
 )
 
 
@@ -102,7 +102,7 @@ Examples:
 
 \b
 Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
-4 not possible on this machine, 130 Ctrl-C (continue with --resume).""",
+4 this machine cannot do it, 130 interrupted (--resume continues).""",
 )
 @ARTIFACTS_OPTION
 @click.option("--data", "-d", metavar="NAME|DIR", default="digits", show_default=True, help="The images to train on.")
@@ -124,7 +124,9 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images per step.  [default: the recipe's]")
 @click.option(
-    "--learning-rate", type=click.FloatRange(0, min_open=True), help="The peak of the cycle.  [default: the recipe's]"
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Peak of the one-cycle schedule.  [default: the recipe's]",
 )
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: that of the images, at most 64]")
 @COLOR_OPTION

@@ -41,7 +41,7 @@ Examples:
 
 \b
 Exit codes: 0 success, 2 usage error, 3 invalid weights or data,
-4 not possible on this machine, 130 Ctrl-C (nothing is written).""",
+4 this machine cannot do it, 130 interrupted (nothing is written).""",
 )
 @ARTIFACTS_OPTION
 @click.option("--weights", required=True, metavar="FILE", help="A state_dict, a checkpoint with one, or safetensors.")
@@ -55,10 +55,10 @@ Exit codes: 0 success, 2 usage error, 3 invalid weights or data,
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: the model's]")
 @COLOR_OPTION
 @RESIZE_OPTION
-@click.option("--mean", type=Numbers(), help="Of pixels in 0..1, as in training.  [default: the model's]")
-@click.option("--std", type=Numbers(), help="Of pixels in 0..1, as in training.  [default: the model's]")
+@click.option("--mean", type=Numbers(), help="Mean of pixels in 0..1, as in training.  [default: the model's]")
+@click.option("--std", type=Numbers(), help="Their standard deviation.  [default: the model's]")
 @click.option(
-    "--data", "-d", metavar="NAME|DIR", help="Labelled images, to measure the accuracy and fit the temperature."
+    "--data", "-d", metavar="NAME|DIR", help="Labeled images, to measure the accuracy and fit the temperature."
 )
 @DATA_ROOT_OPTION
 @TEST_SPLIT_OPTION

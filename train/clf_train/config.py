@@ -17,7 +17,7 @@ CacheOption = Literal["auto", "memory", "disk", "none"]
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where labelled images are and how they are split."""
+    """Where labeled images are and how they are split."""
 
     data: str  # the name of a data set, or a folder
     data_root: str = "data"  # the folder of named data sets

@@ -34,7 +34,7 @@ class ImportConfig:
     model: str
     labels: tuple[str, ...]  # in output order
     source: DataSource
-    has_data: bool  # whether `source` names labelled images; if not, it only records how an export will split them
+    has_data: bool  # whether `source` names labeled images; if not, it only records how an export will split them
     input: InputOptions = field(default_factory=InputOptions)
     mean: tuple[float, ...] | None = None  # one or per channel, of pixels in 0..1; None for the model's default
     std: tuple[float, ...] | None = None

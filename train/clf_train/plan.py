@@ -19,7 +19,7 @@ _Value = TypeVar("_Value")
 # Pixels per side that the small networks are made for.
 _MIN_SIDE, _MAX_SIDE = 8, 64
 
-# The first layer is followed by batch normalisation, so only the rough range matters; and with inverted images among
+# The first layer is followed by batch normalization, so only the rough range matters; and with inverted images among
 # the others the true mean is 0.5.
 _MEAN = _STD = 0.5
 
@@ -27,7 +27,7 @@ _MEAN = _STD = 0.5
 _PEAK_TORCHVISION, _PEAK_FINE_TUNING = 0.05, 0.01
 _MAX_BATCH_TORCHVISION = 64
 
-# Their weights came from TensorFlow; torchvision's `transform_input` converts its own normalisation into this one.
+# Their weights came from TensorFlow; torchvision's `transform_input` converts its own normalization into this one.
 _TENSORFLOW_NORMALIZE = ("googlenet", "inception_v3")
 
 
@@ -78,7 +78,7 @@ def resolve_input(
         color = color or properties.color
         size = size or (min(_MAX_SIDE, max(_MIN_SIDE, properties.side)),) * 2
     if size is None or color is None:
-        raise UsageError(f"{architecture}: takes any size and colour; set them with --size HxW and --color L or RGB")
+        raise UsageError(f"{architecture}: takes any size and color; set them with --size HxW and --color L or RGB")
     channels = 1 if color == "L" else 3
     preprocess = Preprocess(
         color=color,

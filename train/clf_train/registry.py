@@ -24,7 +24,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """A named data set, with the size and colour of its images."""
+    """A named data set, with the size and color of its images."""
 
     name: str
     description: str
@@ -59,7 +59,7 @@ MODELS = (
     ),
     ModelRow("small-resnet", "for 8 to 64 pixels; trains in minutes; 0.2 M parameters", f"{_NETWORKS}:small_resnet"),
     ModelRow("resnet9", "for 8 to 64 pixels; slower and more accurate; 2.3 M parameters", f"{_NETWORKS}:resnet9"),
-    # The tutorials' networks have no batch normalisation and need smaller steps.
+    # The tutorials' networks have no batch normalization and need smaller steps.
     _tutorial("plain-conv3", f"{_NETWORKS}:PlainConv3", _MNIST, 0.02, (0.0, 1.0)),
     _tutorial("pooled-conv2", f"{_NETWORKS}:PooledConv2", _CIFAR, 0.05, (0.0, 1.0)),
     _tutorial("pooled-conv2-mlp", f"{_NETWORKS}:PooledConv2Mlp", _MNIST, 0.05, (0.5, 0.5)),

@@ -83,7 +83,7 @@ def _shift_and_mirror(images: Tensor, draws: tuple[Tensor, ...], recipe: Recipe)
 def _resample(images: Tensor, transforms: Tensor) -> Tensor:
     """Sample the images at transformed positions (N, 2, 3); outside of the image, the nearest edge continues."""
     height, width = images.shape[2:]
-    # The centres of the pixels, from -1 to 1. F.affine_grid multiplies matrices for this, which is slower.
+    # The centers of the pixels, from -1 to 1. F.affine_grid multiplies matrices for this, which is slower.
     down, right = ((torch.arange(count, device=images.device) * 2 + 1 - count) / count for count in (height, width))
     by_right, by_down, by = transforms[..., None, None].unbind(2)  # each (N, 2, 1, 1)
     grid = by_right * right[None, None, None, :] + (by_down * down[None, None, :, None] + by)

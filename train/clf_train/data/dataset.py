@@ -1,4 +1,4 @@
-"""Labelled images, decoded by the runtime's own preprocessing, and how a seed splits them."""
+"""Labeled images, decoded by the runtime's own preprocessing, and how a seed splits them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _GRAY_MODES = frozenset(("1", "L", "LA", "I;16", "I;16B", "I"))
 
 @dataclass(frozen=True)
 class ImageProperties:
-    """The typical size and colour of a data set's images."""
+    """The typical size and color of a data set's images."""
 
     side: int  # pixels: the median of the shorter sides
     color: Color
@@ -61,7 +61,7 @@ def load(root: Path, test_split: float, seed: int) -> Dataset:
 
 
 def survey_images(images: FileImageSet) -> ImageProperties:
-    """Return the typical size and colour of images, from the headers of at most 256 of them, spread over all."""
+    """Return the typical size and color of images, from the headers of at most 256 of them, spread over all."""
     sides, is_gray = [], True
     for index in np.unique(np.linspace(0, len(images) - 1, _SURVEYED_IMAGES).astype(int)):
         try:

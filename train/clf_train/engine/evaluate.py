@@ -107,7 +107,7 @@ def compute_logits(model: nn.Module, pixels: PixelStore, normalize: Normalize, d
 
 
 def normalize_images(pixels: Tensor, normalize: Normalize) -> Tensor:
-    """Scale uint8 (N, H, W, C) to 0..1 and normalise it; return float32 (N, C, H, W), channels last."""
+    """Scale uint8 (N, H, W, C) to 0..1 and normalize it; return float32 (N, C, H, W), channels last."""
     images = pixels.permute(0, 3, 1, 2).float().div(255)
     return standardize(images, normalize)
 

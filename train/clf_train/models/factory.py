@@ -136,7 +136,7 @@ def _force_weights_only() -> Iterator[None]:
 def _remove_extras(model: nn.Module) -> None:
     """Make GoogLeNet and Inception like the other networks.
 
-    Without the auxiliary heads, which only their own papers train, and without their own normalisation, which
+    Without the auxiliary heads, which only their own papers train, and without their own normalization, which
     `clf_train.plan` applies as for the others.
     """
     if hasattr(model, "transform_input"):

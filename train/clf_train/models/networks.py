@@ -187,7 +187,7 @@ def _build_stem(inputs: int, outputs: int, kernel_size: int, stride: int) -> Seq
     """Build the first layers, with the absolute value as activation: dark on light then equals light on dark.
 
     On MNIST, small-resnet reaches 99.15 % after an epoch instead of 98.74 % with ReLU, and tiny-convnet 98.2 % instead
-    of 97.5 % after 0.3 epochs. Photographs lose little: 54.8 % instead of 55.0 % on CIFAR-10. A PReLU initialised to
+    of 97.5 % after 0.3 epochs. Photographs lose little: 54.8 % instead of 55.0 % on CIFAR-10. A PReLU initialized to
     the absolute value trains no better, and its gradient takes a tenth of a step.
     """
     return (

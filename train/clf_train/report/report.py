@@ -220,7 +220,7 @@ def _model_figures(results: RunResults) -> tuple[Figure, ...]:
         Figure(
             "Input",
             f"{preprocess.width} × {preprocess.height}",  # noqa: RUF001
-            "pixels, " + ("grey" if preprocess.color == "L" else "RGB"),
+            "pixels, " + ("gray" if preprocess.color == "L" else "RGB"),
         ),
     )
 

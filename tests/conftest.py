@@ -146,7 +146,10 @@ def _train_and_export(folder: Path) -> None:
 
 def build_once(config: pytest.Config, name: str, build: Callable[[Path], None]) -> Path:
     """Return a folder that `build` has filled, in this worker or in another one, for these very sources."""
-    cache = ROOT / ".pytest_cache" if config.cache is None else Path(str(config.cache.mkdir("built")))
+    # Without pytest's cache (-p no:cacheprovider) the attribute is missing.
+    plugin = getattr(config, "cache", None)
+    cache = Path(str(plugin.mkdir("built"))) if plugin is not None else ROOT / ".pytest_cache/d/built"
+    cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"{name}-{_digest_of_sources()}"
     with (cache / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -223,9 +223,8 @@ def _preload_cuda() -> list[str]:
         printed.append(" ".join(map(str, values)))
 
     variables = {**preload.__globals__, "print": collect}
-    with contextlib.suppress(
-        Exception
-    ):  # it raises whatever its search raises; a library that is missing is found later
+    # Any exception: it searches folders and loads libraries of other projects. What is missing is reported later.
+    with contextlib.suppress(Exception):
         types.FunctionType(preload.__code__, variables, argdefs=preload.__defaults__)()
     return [Path(name).name for name in re.findall(r"Failed to load (\S+?):", "\n".join(printed))]
 

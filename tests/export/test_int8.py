@@ -380,6 +380,20 @@ def test_a_config_that_the_network_does_not_have_is_a_trial_with_the_reason(netw
     assert sum("not possible: " in line and re.search(message, line) is not None for line in lines) == len(impossible)
 
 
+class NoLayers(nn.Module):
+    """The mean of each channel as its logit: nothing has weights."""
+
+    def forward(self, images):
+        return images.mean((2, 3))
+
+
+def test_a_network_without_weights_has_no_int8_config():
+    result = QuantizationSearch(export_onnx(NoLayers(), IMAGENET), Images(), max_drop=100).run(lambda *_: True)
+    assert result.chosen is None
+    assert {trial.config for trial in result.trials if trial.error} == set(QUANTIZATION_CONFIGS)
+    assert result.trials[-1].error == "no layer has 256 weights or more"
+
+
 @pytest.mark.parametrize("error", [ValueError, IndexError, KeyError, RuntimeError])
 @pytest.mark.parametrize("function", ["correct_biases", "nodes_with"])
 def test_an_error_in_our_own_code_is_not_mistaken_for_an_impossible_config(graph, split, monkeypatch, function, error):

@@ -225,6 +225,8 @@ def _store_weights_as_int8(model: onnx.ModelProto) -> bytes:
         # onnxruntime folds these two when it opens the file; a DequantizeLinear would run for each batch.
         nodes.append(onnx.helper.make_node("Cast", [f"{name}_int8"], [f"{name}_float"], to=onnx.TensorProto.FLOAT))
         nodes.append(onnx.helper.make_node("Mul", [f"{name}_float", f"{name}_scale"], [name]))
+    if not nodes:
+        raise QuantizationError(f"no layer has {_MIN_WEIGHT_ELEMENTS} weights or more")
     prepend_nodes(model.graph, nodes)
     del model.graph.value_info[:]
     content: bytes = model.SerializeToString(deterministic=True)

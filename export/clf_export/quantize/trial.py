@@ -22,7 +22,7 @@ class Trial:
     latency_ms: float | None = None
     accuracy: float | None = None
     agreement: float | None = None  # the share of labels that are float32's
-    error: str = ""  # why the network cannot be quantized this way
+    error: str = ""  # why the network cannot be quantized this way, or not run afterwards
 
     def __str__(self) -> str:
         return f"{self.config}, {self.calibration}"

@@ -106,7 +106,7 @@ def _metrics_rows(spec: ModelSpec) -> list[tuple[str, str]]:
     metrics, provenance = spec.metrics, spec.provenance
     rows = []
     if metrics:
-        rows.append(("accuracy", f"{metrics.accuracy:.2%} of {metrics.images:,} held-out images ({metrics.split})"))
+        rows.append(("accuracy", f"{metrics.accuracy:.2%} of {metrics.images:,} images ({metrics.split})"))
         rows.append(("calibration", f"expected error {metrics.calibration_error:.4f}, loss {metrics.loss:.4f}"))
     if provenance and provenance.data:
         training = f"{provenance.epochs:g} epochs, seed {provenance.seed}, {provenance.time}"

@@ -74,6 +74,8 @@ def resolve_input(
     color: Color | None = _resolve("--color", options.color, row.color, architecture)
     fixed_size = None if row.size is None else (row.size, row.size)
     size = _resolve("--size", options.size, fixed_size, architecture, _format_size)
+    if row.weights is not None:
+        size = size or (row.weights.size, row.weights.size)
     if properties is not None:
         color = color or properties.color
         size = size or (min(_MAX_SIDE, max(_MIN_SIDE, properties.side)),) * 2
@@ -85,11 +87,12 @@ def resolve_input(
         height=size[0],
         width=size[1],
         resize=options.resize,
-        crop_ratio=1.0,
+        crop_ratio=row.weights.crop_ratio if row.weights is not None and options.resize == "crop" else 1.0,
         resample="bilinear",
         background=(255,) * channels,
     )
-    return preprocess, Normalize((_MEAN,) * channels, (_STD,) * channels)
+    mean, std = (_MEAN, _STD) if row.weights is None else (row.weights.mean, row.weights.std)
+    return preprocess, Normalize((mean,) * channels, (std,) * channels)
 
 
 def _resolve_torchvision_input(architecture: str, options: InputOptions) -> tuple[Preprocess, Normalize]:
@@ -161,6 +164,8 @@ def _adapt_recipe(recipe: Recipe, config: TrainConfig, architecture: str) -> Rec
     """Return the recipe with what the model needs and what the user chose."""
     row = find_model_row(architecture) or ModelRow(architecture, "", "")
     peak, max_batch_size = row.learning_rate, row.batch_size
+    if row.weights is not None:
+        peak = _PEAK_FINE_TUNING if config.weights else _PEAK_TORCHVISION
     if architecture in TORCHVISION:
         peak = _PEAK_FINE_TUNING if config.weights else _PEAK_TORCHVISION
         max_batch_size = _MAX_BATCH_TORCHVISION

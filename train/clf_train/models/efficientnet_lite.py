@@ -1,0 +1,135 @@
+"""EfficientNet-Lite: EfficientNet for edge devices, with ReLU6 and without squeeze-and-excitation.
+
+Plain convolutions and ReLU6 quantize well, which is what the Lite variants are made for. The names of the parameters
+are those of the published PyTorch weights, so that their state_dicts load as they are. Sources: Tan & Le 2019
+("EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"), and the model table of TensorFlow's
+EfficientNet-Lite (2020) for what Lite leaves unscaled: the stem, the head, and the depth of the first and last stage.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clf_train.models.networks import Shape
+
+# One row per stage: blocks, kernel size, stride of the first block, expansion, output channels.
+_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
+# TensorFlow's batch normalization, with which the published weights were trained.
+_NORM = {"eps": 1e-3, "momentum": 0.01}
+
+
+def efficientnet_lite0(shape: Shape, classes: int) -> nn.Module:
+    """Build EfficientNet-Lite0: 4.7 M parameters, trained at 224 pixels."""
+    return EfficientNetLite(shape, classes, width=1.0, depth=1.0)
+
+
+def efficientnet_lite1(shape: Shape, classes: int) -> nn.Module:
+    """Build EfficientNet-Lite1: 5.4 M parameters, trained at 240 pixels."""
+    return EfficientNetLite(shape, classes, width=1.0, depth=1.1)
+
+
+def efficientnet_lite2(shape: Shape, classes: int) -> nn.Module:
+    """Build EfficientNet-Lite2: 6.1 M parameters, trained at 260 pixels."""
+    return EfficientNetLite(shape, classes, width=1.1, depth=1.2, dropout=0.3)
+
+
+class EfficientNetLite(nn.Module):
+    """A stem, inverted residual blocks, a head; keys `_conv_stem _blocks.N _conv_head _fc`."""
+
+    def __init__(self, shape: Shape, classes: int, width: float, depth: float, dropout: float = 0.2) -> None:
+        """Build the network for images of (H, W, C); the padding of strided layers depends on their size."""
+        super().__init__()
+        size, channels = shape[:2], _STEM_CHANNELS
+        self._conv_stem = SamePadConv2d(shape[2], channels, 3, stride=2, size=size)
+        self._bn0 = nn.BatchNorm2d(channels, **_NORM)
+        size = _halve(size)
+        blocks: list[nn.Module] = []
+        for stage, (repeats, kernel_size, stride, expansion, base) in enumerate(_STAGES):
+            scaled = stage not in (0, len(_STAGES) - 1)
+            outputs = _scale_channels(base, width)
+            for repeat in range(math.ceil(depth * repeats) if scaled else repeats):
+                step = stride if repeat == 0 else 1
+                blocks.append(InvertedResidual(channels, outputs, expansion, kernel_size, step, size))
+                size, channels = (_halve(size) if step == 2 else size), outputs
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head = nn.Conv2d(channels, _HEAD_CHANNELS, 1, bias=False)
+        self._bn1 = nn.BatchNorm2d(_HEAD_CHANNELS, **_NORM)
+        self._dropout = nn.Dropout(dropout)
+        self._fc = nn.Linear(_HEAD_CHANNELS, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) to logits (N, classes)."""
+        features = F.relu6(self._bn0(self._conv_stem(images)))
+        for block in self._blocks:
+            features = block(features)
+        features = F.relu6(self._bn1(self._conv_head(features)))
+        logits: Tensor = self._fc(self._dropout(features.mean((2, 3))))
+        return logits
+
+
+class InvertedResidual(nn.Module):
+    """Expand, convolve each channel, project; added to its input where the shapes agree (Sandler et al. 2018)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, expansion: int, kernel_size: int, stride: int, size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        self._expands = expansion > 1
+        self._adds_input = stride == 1 and inputs == outputs
+        if self._expands:
+            self._expand_conv = nn.Conv2d(inputs, hidden, 1, bias=False)
+            self._bn0 = nn.BatchNorm2d(hidden, **_NORM)
+        self._depthwise_conv = SamePadConv2d(hidden, hidden, kernel_size, stride=stride, size=size, groups=hidden)
+        self._bn1 = nn.BatchNorm2d(hidden, **_NORM)
+        self._project_conv = nn.Conv2d(hidden, outputs, 1, bias=False)
+        self._bn2 = nn.BatchNorm2d(outputs, **_NORM)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        hidden = F.relu6(self._bn0(self._expand_conv(features))) if self._expands else features
+        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)))
+        projected: Tensor = self._bn2(self._project_conv(hidden))
+        return features + projected if self._adds_input else projected
+
+
+class SamePadConv2d(nn.Conv2d):
+    """A convolution padded as TensorFlow's SAME does: the output has ceil(size / stride) rows and columns.
+
+    For a stride of 2 and an even size that is one pixel more at the end than at the beginning.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, stride: int, size: tuple[int, int], groups: int = 1
+    ) -> None:
+        super().__init__(inputs, outputs, kernel_size, stride, bias=False, groups=groups)
+        rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel_size - n, 0) for n in size)
+        # F.pad counts from the last axis on: left, right, top, bottom.
+        self._same = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
+        return super().forward(F.pad(features, self._same))
+
+
+def _halve(size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+def _scale_channels(channels: int, width: float) -> int:
+    """Round to a multiple of 8, at most a tenth below the scaled number (the rule of MobileNet and EfficientNet)."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded

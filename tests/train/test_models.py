@@ -152,7 +152,7 @@ def test_the_error_for_a_failed_download_of_weights_says_what_to_do(hub, monkeyp
         MachineError, match=r"resnet18: its weights could not be downloaded .*name the file with --weights"
     ):
         build_pretrained("resnet18", 4)
-    with pytest.raises(InvalidModelError, match="has no weights to load"):
+    with pytest.raises(InvalidModelError, match="has no pretrained weights; expected one of efficientnet_lite0, "):
         build_pretrained("small-resnet", 4)
 
 

@@ -114,9 +114,7 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     show_default=True,
     help="A name from --list-models, or your own function.",
 )
-@click.option(
-    "--weights", metavar="DEFAULT|FILE", help="Start from torchvision's own weights, or from a state_dict in a file."
-)
+@click.option("--weights", metavar="DEFAULT|FILE", help="Start from ImageNet weights, or from a state_dict in a file.")
 @click.option(
     "--epochs",
     type=click.FloatRange(0, min_open=True),

@@ -91,7 +91,7 @@ def resolve_input(
         resample="bilinear",
         background=(255,) * channels,
     )
-    mean, std = (_MEAN, _STD) if row.weights is None else (row.weights.mean, row.weights.std)
+    mean, std = (_MEAN, _STD) if row.weights is None else row.normalize
     return preprocess, Normalize((mean,) * channels, (std,) * channels)
 
 

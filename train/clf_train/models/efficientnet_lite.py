@@ -26,8 +26,6 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STEM_CHANNELS, _HEAD_CHANNELS = 32, 1280
-# TensorFlow's batch normalization, with which the published weights were trained.
-_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 def efficientnet_lite0(shape: Shape, classes: int) -> nn.Module:
@@ -53,7 +51,7 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         size, channels = shape[:2], _STEM_CHANNELS
         self._conv_stem = SamePadConv2d(shape[2], channels, 3, stride=2, size=size)
-        self._bn0 = nn.BatchNorm2d(channels, **_NORM)
+        self._bn0 = _create_norm(channels)
         size = _halve(size)
         blocks: list[nn.Module] = []
         for stage, (repeats, kernel_size, stride, expansion, base) in enumerate(_STAGES):
@@ -65,7 +63,7 @@ class EfficientNetLite(nn.Module):
                 size, channels = (_halve(size) if step == 2 else size), outputs
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = nn.Conv2d(channels, _HEAD_CHANNELS, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(_HEAD_CHANNELS, **_NORM)
+        self._bn1 = _create_norm(_HEAD_CHANNELS)
         self._dropout = nn.Dropout(dropout)
         self._fc = nn.Linear(_HEAD_CHANNELS, classes)
 
@@ -91,11 +89,11 @@ class InvertedResidual(nn.Module):
         self._adds_input = stride == 1 and inputs == outputs
         if self._expands:
             self._expand_conv = nn.Conv2d(inputs, hidden, 1, bias=False)
-            self._bn0 = nn.BatchNorm2d(hidden, **_NORM)
+            self._bn0 = _create_norm(hidden)
         self._depthwise_conv = SamePadConv2d(hidden, hidden, kernel_size, stride=stride, size=size, groups=hidden)
-        self._bn1 = nn.BatchNorm2d(hidden, **_NORM)
+        self._bn1 = _create_norm(hidden)
         self._project_conv = nn.Conv2d(hidden, outputs, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(outputs, **_NORM)
+        self._bn2 = _create_norm(outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
@@ -122,6 +120,11 @@ class SamePadConv2d(nn.Conv2d):
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
         return super().forward(F.pad(features, self._same))
+
+
+def _create_norm(channels: int) -> nn.BatchNorm2d:
+    """Return batch normalization as in TensorFlow, where the published weights were trained."""
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def _halve(size: tuple[int, int]) -> tuple[int, int]:

@@ -69,8 +69,8 @@ def build_pretrained(architecture: str, classes: int) -> nn.Module:
 
     if architecture not in TORCHVISION:
         raise InvalidModelError(
-            f"model {architecture!r}: has no pretrained weights; expected one of {_list_packaged()}, or a classifier of "
-            "torchvision.models"
+            f"model {architecture!r}: has no pretrained weights; expected one of {_list_packaged()}, "
+            "or a classifier of torchvision.models"
         )
     try:
         with _force_weights_only():
@@ -83,8 +83,8 @@ def build_pretrained(architecture: str, classes: int) -> nn.Module:
     except OSError as error:
         raise MachineError(
             f"{architecture}: its weights could not be downloaded ({' '.join(str(error).split())}); download "
-            f"them on a machine with a network, and name the file with --weights; or use --model {_list_packaged()}, whose "
-            "weights are Python packages"
+            "them on a machine with a network, and name the file with --weights; or use a model whose weights are in "
+            f"Python packages: {_list_packaged()}"
         ) from None
     _remove_extras(model)
     return replace_head(model, classes)

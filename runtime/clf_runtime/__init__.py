@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clf_runtime.errors import ImageError as ImageError
     from clf_runtime.errors import InvalidModelError as InvalidModelError
     from clf_runtime.errors import MachineError as MachineError
+    from clf_runtime.errors import UsageError as UsageError
     from clf_runtime.predictions import Failure as Failure
     from clf_runtime.predictions import Prediction as Prediction
     from clf_runtime.predictions import Score as Score
@@ -38,6 +39,7 @@ _MODULES = {
     "ModelSpec": "spec",
     "Prediction": "predictions",
     "Score": "predictions",
+    "UsageError": "errors",
 }
 
 __all__ = ["__version__", *_MODULES]

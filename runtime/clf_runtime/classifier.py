@@ -95,7 +95,7 @@ class Classifier:
         Raises:
             InvalidModelError: The file is missing, damaged, from another tool, or too new for this onnxruntime.
             MachineError: The device does not work on this machine.
-            ValueError: The device is unknown; also a `ClfError`.
+            UsageError: The device is unknown.
             OSError: The file cannot be read.
 
         Examples:

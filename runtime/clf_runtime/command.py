@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -79,17 +78,35 @@ def execute(command: click.Command, *, exit_immediately: bool = False) -> NoRetu
     program = command.name or "clf"
     if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:
         command.main(prog_name=program)  # shell completion; exits
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     # What Pillow warns about is in the result of the image, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
     code = _invoke(command, program)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be removed
+    _flush_streams()
     if exit_immediately:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # an error of the stream was reported already
-                stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Open the standard streams that are closed, or the next file that is opened would take their place.
+
+    Messages are discarded; results are not: stdout cannot be written to, and the first result fails.
+    """
+    for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))
+
+
+def _flush_streams() -> None:
+    """Flush stdout and stderr. If that fails, the error was reported already, and must not occur again at shutdown."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def say(message: str) -> None:
@@ -119,10 +136,7 @@ def _invoke(command: click.Command, program: str) -> int:
         say(f"{program}: interrupted{detail}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader needs no more. What is still buffered must not cause an error at shutdown.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        return EXIT_OK  # the reader needs no more
     except Exception as error:
         return _report(error, program)
 
@@ -137,6 +151,9 @@ def _report(error: Exception, program: str) -> int:
         extra = "export" if program == "clf-export" and _EXTRAS[package] != "cpu" else _EXTRAS[package]
         alternative = " (or clf-edge[gpu] for CUDA)" if extra == "cpu" else ""
         say(f'{program}: {package} is not installed; pip install "clf-edge[{extra}]"{alternative}')
+        return EXIT_MACHINE
+    if isinstance(error, OSError) and error.errno == errno.EBADF:
+        say(f"{program}: stdout is closed, so the results cannot be written; redirect it to a file")
         return EXIT_MACHINE
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
         file = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""

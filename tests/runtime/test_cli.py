@@ -161,6 +161,28 @@ def test_a_full_disk_is_one_line_and_exit_code_4(home):
     assert done.stderr.strip().splitlines() == ["clf-run: no space left on device; existing files are unchanged"]
 
 
+def test_a_closed_stdout_is_one_line_and_exit_code_4(home):
+    command = f"'{BIN}/clf-run' artifacts/samples >&-"
+    done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert done.stderr == "clf-run: stdout is closed, so the results cannot be written; redirect it to a file\n"
+
+
+def test_results_go_to_a_file_with_all_streams_closed(home, tmp_path):
+    output = tmp_path / "results.csv"
+    command = f"'{BIN}/clf-run' artifacts/samples --format csv --output '{output}' <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", command], cwd=home).returncode == 0
+    assert len(output.read_text().splitlines()) == 17
+
+
+@pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
+def test_a_command_that_shuts_python_down_also_ends_with_4_if_stdout_fails(home, redirection):
+    command = f"'{BIN}/clf-bench' --rounds 1 --seconds 0 {redirection}"
+    done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("signal_number", "code", "message"), [(signal.SIGINT, 130, "clf-run: interrupted"), (signal.SIGTERM, 143, "")]
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import click
 
 from clf_runtime import __version__
-from clf_runtime.command import ARTIFACTS_OPTION, execute
+from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import DataError, InvalidModelError, UsageError
 from clf_train import torchrun
 from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
@@ -240,6 +240,8 @@ def command(
                 raise
             sys.exit(error.exit_code)  # every process raises the same error; one prints it
     if torchrun.is_main_process():
+        for warning in result.warnings:
+            say(f"warning: {warning}")
         _print_result(result, artifacts)
 
 

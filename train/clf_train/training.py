@@ -21,6 +21,7 @@ from clf_train.data.dataset import FileImageSet
 from clf_train.data.loading import LoadedDataset
 from clf_train.distributed import ProcessGroup
 from clf_train.engine.checkpoint import CheckpointSchedule, CheckpointStore, discard_checkpoints, has_checkpoint
+from clf_train.engine.collapse import CollapseMonitor
 from clf_train.engine.device import select_device
 from clf_train.engine.evaluate import EvalResult, Predictor, compute_probabilities, evaluate
 from clf_train.engine.signals import defer_signals
@@ -45,6 +46,7 @@ class TrainResult:
     spec: ModelSpec
     uncalibrated: Metrics  # on the test split, without the temperature
     artifacts: Path
+    warnings: tuple[str, ...] = ()  # what is wrong with the training
 
 
 def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> TrainResult:
@@ -56,7 +58,7 @@ def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> Train
 
     Raises:
         DataError: the images cannot be used, or the folder has a model or unfinished training.
-        InvalidModelError: the weights to start from do not fit.
+        InvalidModelError: the weights to start from do not fit, or the training diverges.
         MachineError, OSError: this machine cannot do it.
         UsageError: an option contradicts the model.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint is written.
@@ -119,7 +121,7 @@ def _train(
         plan.recipe, plan.normalize, config.source.seed, device=workplace.device, group=workplace.group
     )
     trainer = Trainer(model, loaded.train, loaded.validation, options)
-    _run(config, inputs, workplace, trainer, tensorboard)
+    warnings = _run(config, inputs, workplace, trainer, tensorboard)
     predictor = Predictor(model, plan.normalize, workplace.device, workplace.group)
     evaluation = evaluate(predictor, loaded.validation, loaded.test, loaded.dataset.test_name)
     tensorboard.write_evaluation(evaluation, len(trainer.history))
@@ -135,8 +137,9 @@ def _train(
     )
     if workplace.group.is_main:
         _write_model(workplace.staging, spec, weights, loaded)
-        _write_report(workplace.staging, spec, trainer.history, loaded, evaluation)
-    return TrainResult(spec, evaluation.uncalibrated, workplace.folder)
+        results = _collect_results(spec, trainer.history, loaded, evaluation)
+        _write_report(workplace.staging, dataclasses.replace(results, warnings=warnings))
+    return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings)
 
 
 def _run(
@@ -145,8 +148,8 @@ def _run(
     workplace: Workplace,
     trainer: Trainer,
     tensorboard: TensorBoardWriter,
-) -> None:
-    """Run all steps, from the latest checkpoint on if training resumes."""
+) -> tuple[str, ...]:
+    """Run all steps, from the latest checkpoint on if training resumes; return what went wrong."""
     callbacks = workplace.callbacks
     store = CheckpointStore(workplace.folder, _identify(config, inputs.plan, inputs.loaded))
     schedule = CheckpointSchedule(trainer, store, config.checkpoint_every_s, workplace.group)
@@ -154,7 +157,9 @@ def _run(
         schedule.resume(callbacks.on_warning)
     elif workplace.group.is_main:
         discard_checkpoints(workplace.folder)
-    callbacks.on_train_start(inputs.summary, inputs.plan.recipe.epochs, trainer.images, trainer.images_done)
+    dataset, recipe = inputs.loaded.dataset, inputs.plan.recipe
+    monitor = CollapseMonitor(dataset.train.targets, dataset.validation.targets, recipe)
+    callbacks.on_train_start(inputs.summary, recipe.epochs, trainer.images, trainer.images_done)
     with defer_signals() as interruption:
         while not trainer.is_done:
             row = trainer.step()
@@ -162,7 +167,11 @@ def _run(
             if row is not None:
                 callbacks.on_epoch(row)
                 tensorboard.write_epoch(row)
+                warning = monitor.check(trainer.history)
+                if warning:
+                    callbacks.on_warning(warning)
             schedule.after_step(epoch_ended=row is not None, interruption=interruption)
+    return monitor.conclude(trainer.history)
 
 
 def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> dict[str, str]:
@@ -190,10 +199,10 @@ def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedD
     write_samples(staging / artifacts.SAMPLES, loaded.dataset.test, spec)
 
 
-def _write_report(
-    staging: Path, spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
-) -> None:
-    results = RunResults(
+def _collect_results(
+    spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
+) -> RunResults:
+    return RunResults(
         spec=spec,
         history=history,
         pixels=_test_pixels(loaded, spec),
@@ -202,7 +211,10 @@ def _write_report(
         uncalibrated=evaluation.uncalibrated,
         unreadable_images=len(loaded.unreadable),
     )
-    (staging / artifacts.HISTORY).write_text(csv_from_history(history), encoding="utf-8", newline="\n")
+
+
+def _write_report(staging: Path, results: RunResults) -> None:
+    (staging / artifacts.HISTORY).write_text(csv_from_history(results.history), encoding="utf-8", newline="\n")
     (staging / artifacts.REPORT).write_text(html_from_run(results), encoding="utf-8")
 
 

@@ -30,6 +30,7 @@ class RunResults:
     probabilities: Float32Array  # (N, classes), with the temperature
     uncalibrated: Metrics | None = None  # without the temperature
     unreadable_images: int = 0
+    warnings: tuple[str, ...] = ()  # what is wrong with the training
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def test_without_a_terminal_progress_is_one_plain_line_per_epoch(command, tmp_pa
 def test_an_epoch_that_ends_right_after_a_line_reports_the_speed_of_that_line(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     with progress.Progress() as callbacks:
-        callbacks.on_train_start("summary", epochs=2, images=200, images_done=0)
+        callbacks.on_train_start(epochs=2, images=200, images_done=0, estimated_s=10)
         callbacks.on_step(100)
         callbacks.on_epoch(Epoch(1, 0.1, 1.0, 0.5, None, None, 1.0))
     speeds = re.findall(r"([\d,]+) images/s", capsys.readouterr().err)

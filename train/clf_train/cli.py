@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+import time
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import click
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from clf_runtime.spec import Color, ResizeMode
     from clf_train.config import CacheOption
     from clf_train.training import TrainResult
+
+_STARTED = time.monotonic()  # for --budget
 
 # Shared with clf-import.
 DATA_ROOT_OPTION = click.option(
@@ -75,6 +79,21 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic f
         return int(parts[0]), int(parts[-1])
 
 
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
+    """A number with a unit: s, min or h."""
+
+    name = "TIME"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", str(value).strip())
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is not a time; expected 90s, 5min or 1h, for example.", param, ctx)
+        return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+
+
 def _list_models(context: click.Context, parameter: click.Parameter, is_requested: bool) -> None:
     if is_requested:
         for row in MODELS:
@@ -115,11 +134,22 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     show_default=True,
     help="A name from --list-models, or your own function.",
 )
-@click.option("--weights", metavar="DEFAULT|FILE", help="Start from ImageNet weights, or from a state_dict in a file.")
+@click.option(
+    "--weights",
+    metavar="DEFAULT|none|FILE",
+    help="Start from ImageNet weights, from scratch, or from a state_dict in a file.  "
+    "[default: ImageNet weights that a Python package contains, if the model has any]",
+)
 @click.option(
     "--epochs",
     type=click.FloatRange(0, min_open=True),
     help="Passes over the training images; 0.5 sees half of them.  [default: the recipe's]",
+)
+@click.option(
+    "--budget",
+    "budget_s",
+    type=Duration(),
+    help="Time until the model is finished, like 90s, 5min or 1h: chooses the epochs, and which layers are trained.",
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images per step.  [default: the recipe's]")
 @click.option(
@@ -127,7 +157,11 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     type=click.FloatRange(0, min_open=True),
     help="Peak of the one-cycle schedule.  [default: the recipe's]",
 )
-@click.option("--size", type=Size(), help="Input size in pixels.  [default: that of the images, at most 64]")
+@click.option(
+    "--size",
+    type=Size(),
+    help="Input size in pixels.  [default: 224 for photos, otherwise that of the images, at most 64]",
+)
 @COLOR_OPTION
 @RESIZE_OPTION
 @MEAN_OPTION
@@ -180,6 +214,7 @@ def command(
     model: str,
     weights: str | None,
     epochs: float | None,
+    budget_s: float | None,
     batch_size: int | None,
     learning_rate: float | None,
     size: tuple[int, int] | None,
@@ -215,6 +250,8 @@ def command(
         weights=weights,
         input=InputOptions(size, color, resize, mean, std),
         epochs=epochs,
+        budget_s=budget_s,
+        started=_STARTED,
         batch_size=batch_size,
         learning_rate=learning_rate,
         device=device,

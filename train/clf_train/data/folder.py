@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clf_runtime.errors import DataError
-from clf_runtime.preprocess import FORMATS, SUFFIXES
-from clf_runtime.spec import Color
+from clf_runtime.errors import DataError, ImageError
+from clf_runtime.preprocess import FORMATS, SUFFIXES, pixels_from_image
+from clf_runtime.spec import Color, Preprocess
 from clf_train.data.dataset import Dataset, FileImageSet, split_off, split_validation
 
 _TRAIN = ("train", "training")
@@ -21,6 +21,9 @@ _VALIDATION = ("val", "valid", "validation")
 _TEST = ("test", "testing")
 
 _SURVEYED_IMAGES = 256
+_SURVEYED_IMAGES_PER_COUNT = 8  # of these, the colors of one are counted, since that decodes it
+_MAX_ICON_SIDE = 64
+_COLOR_COUNT = Preprocess("RGB", 32, 32, "crop", 1.0, "bilinear", (255, 255, 255))
 _GRAY_MODES = frozenset(("1", "L", "LA", "I;16", "I;16B", "I"))
 
 
@@ -30,6 +33,7 @@ class ImageProperties:
 
     side: int  # pixels: the median of the shorter sides
     color: Color
+    is_photo: bool = False  # larger than icons, letters and drawings, or with as many colors as a photo
 
 
 def load(root: Path, test_split: float, seed: int) -> Dataset:
@@ -62,15 +66,30 @@ def load(root: Path, test_split: float, seed: int) -> Dataset:
 
 def survey_images(images: FileImageSet) -> ImageProperties:
     """Return the typical size and color of images, from the headers of at most 256 of them, spread over all."""
-    sides, is_gray = [], True
-    for index in np.unique(np.linspace(0, len(images) - 1, _SURVEYED_IMAGES).astype(int)):
+    sides, is_gray, has_many_colors = [], True, []
+    for number, index in enumerate(np.unique(np.linspace(0, len(images) - 1, _SURVEYED_IMAGES).astype(int))):
         try:
             with Image.open(images.path(int(index)), formats=FORMATS) as image:
                 sides.append(min(image.size))
                 is_gray = is_gray and image.mode in _GRAY_MODES
         except OSError:
             continue  # decoding reports it
-    return ImageProperties(int(np.median(sides)) if sides else 1, "L" if is_gray and sides else "RGB")
+        if number % _SURVEYED_IMAGES_PER_COUNT == 0 and not is_gray and sides[-1] <= _MAX_ICON_SIDE:
+            has_many_colors.append(_has_many_colors(images.path(int(index))))
+    if not sides:
+        return ImageProperties(1, "RGB")
+    side = int(np.median(sides))
+    is_photo = side > _MAX_ICON_SIDE or (not is_gray and 2 * sum(has_many_colors) > len(has_many_colors))
+    return ImageProperties(side, "L" if is_gray else "RGB", is_photo)
+
+
+def _has_many_colors(path: str) -> bool:
+    """Return whether a small image has as many colors as a photo: a third of its pixels. Drawings have a few colors."""
+    try:
+        pixels = pixels_from_image(path, _COLOR_COUNT)
+    except ImageError:
+        return False
+    return bool(len(np.unique(pixels.reshape(-1, 3), axis=0)) > pixels.shape[0] * pixels.shape[1] // 3)
 
 
 def _split_by_seed(root: Path, test_split: float, seed: int) -> Dataset:

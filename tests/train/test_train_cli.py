@@ -63,9 +63,10 @@ def test_it_writes_a_model_that_torch_alone_can_open_and_prints_where(home, arti
     printed = (home / "trained.txt").read_text()
     metrics = spec.metrics
     assert re.fullmatch(
-        rf"accuracy {100 * metrics.accuracy:.2f} % on 359 test images, "
-        rf"calibration error {100 * metrics.calibration_error:.2f} % \(\d+\.\d\d % before temperature scaling\); "
-        r"wrote artifacts/model.pt, artifacts/report.html; next: clf-export --format onnx\n",
+        r"wrote artifacts/model.pt, artifacts/report.html; "
+        rf"calibration error {100 * metrics.calibration_error:.2f} % \(\d+\.\d\d % before temperature scaling\)\n"
+        rf"accuracy {100 * metrics.accuracy:.1f} % \(95 % interval \d\d\.\d to \d+\.\d %\) on 359 test images, "
+        r"about [\d.]+ ms per image when exported; next: clf-export --format onnx\n",
         printed,
     )
 

@@ -15,13 +15,13 @@ from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import DataError, InvalidModelError, UsageError
 from clf_train import torchrun
 from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
-from clf_train.progress import Progress, format_percent
+from clf_train.progress import Progress
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
+from clf_train.summary import format_result
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, ResizeMode
     from clf_train.config import CacheOption
-    from clf_train.training import TrainResult
 
 _STARTED = time.monotonic()  # for --budget
 
@@ -279,20 +279,7 @@ def command(
     if torchrun.is_main_process():
         for warning in result.warnings:
             say(f"warning: {warning}")
-        _print_result(result, artifacts)
-
-
-def _print_result(result: TrainResult, artifacts: str) -> None:
-    metrics = result.spec.metrics
-    assert metrics is not None
-    option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    click.echo(
-        f"accuracy {format_percent(metrics.accuracy)} on {metrics.images:,} test images, calibration error "
-        f"{format_percent(metrics.calibration_error)} "
-        f"({format_percent(result.uncalibrated.calibration_error)} before temperature scaling); "
-        f"wrote {result.artifacts / 'model.pt'}, {result.artifacts / 'report.html'}; "
-        f"next: clf-export{option} --format onnx"
-    )
+        click.echo(format_result(result, artifacts))
 
 
 def main() -> NoReturn:

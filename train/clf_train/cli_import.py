@@ -12,7 +12,7 @@ from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute
 from clf_train.cli import COLOR_OPTION, DATA_ROOT_OPTION, RESIZE_OPTION, SEED_OPTION, TEST_SPLIT_OPTION, Size
 from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
-from clf_train.progress import format_percent
+from clf_train.summary import format_accuracy, format_export_command
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, ResizeMode
@@ -86,13 +86,11 @@ def command(
         command=shlex.join(["clf-import", *sys.argv[1:]]),
     )
     folder = Path(artifacts)
-    metrics = import_model(config, folder).metrics
-    accuracy = f"accuracy {format_percent(metrics.accuracy)} on {metrics.images:,} test images; " if metrics else ""
-    folder_option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    data_option = "" if data is not None else " --data NAME|DIR"
+    spec = import_model(config, folder)
+    accuracy = f"{format_accuracy(spec.metrics)}; " if spec.metrics else ""
     click.echo(
         f"{accuracy}wrote {folder / 'model.pt'} with {len(config.labels)} labels; "
-        f"next: clf-export{folder_option}{data_option} --format onnx"
+        f"next: {format_export_command(spec, artifacts)}"
     )
 
 

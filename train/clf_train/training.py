@@ -33,12 +33,14 @@ from clf_train.engine.checkpoint import (
 from clf_train.engine.collapse import CollapseMonitor
 from clf_train.engine.device import select_device
 from clf_train.engine.evaluate import EvalResult, Predictor, compute_probabilities, evaluate
+from clf_train.engine.latency import estimate_latency
 from clf_train.engine.signals import defer_signals
 from clf_train.engine.trainer import Trainer, TrainerOptions
 from clf_train.engine.transfer import ProbeStart, start_from_probe
 from clf_train.history import Epoch, csv_from_history
 from clf_train.inputs import TrainInputs, Workplace, prepare_inputs
 from clf_train.models.efficientnet_lite import EfficientNetLite
+from clf_train.models.fit import raise_if_input_does_not_fit
 from clf_train.models.saved import raise_if_finished, serialize_state_dict
 from clf_train.models.weights import create_model
 from clf_train.plan import TrainPlan
@@ -58,6 +60,7 @@ class TrainResult:
     uncalibrated: Metrics  # on the test split, without the temperature
     artifacts: Path
     warnings: tuple[str, ...] = ()  # what is wrong with the training
+    latency_ms: float | None = None  # expected of the exported model on this machine; None if it cannot be estimated
 
 
 def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> TrainResult:
@@ -151,7 +154,8 @@ def _train(
         results = _collect_results(spec, trainer.history, loaded, evaluation)
         results = dataclasses.replace(results, features=None if start is None else start.features)
         _write_report(workplace.staging, dataclasses.replace(results, warnings=warnings))
-    return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings)
+    latency_ms = estimate_latency(model, plan.preprocess) if workplace.group.is_main else None
+    return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings, latency_ms)
 
 
 def _start(config: TrainConfig, inputs: TrainInputs, workplace: Workplace) -> tuple[nn.Module, ProbeStart | None]:
@@ -160,6 +164,7 @@ def _start(config: TrainConfig, inputs: TrainInputs, workplace: Workplace) -> tu
     callbacks.on_message(inputs.summary)
     torch.manual_seed(config.source.seed)
     model = create_model(plan.architecture, plan.weights, plan.preprocess.shape, len(loaded.dataset.labels))
+    raise_if_input_does_not_fit(model, plan.architecture, plan.preprocess, len(loaded.dataset.labels))
     if plan.recipe.first_block is None:
         return model, None
     assert isinstance(model, EfficientNetLite)

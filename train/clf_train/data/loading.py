@@ -73,7 +73,7 @@ def select_readable(images: ImageSet, preprocess: Preprocess) -> ImageSet:
     if not isinstance(images, FileImageSet):
         return images
     with Decoder(len(images)) as decoder:
-        errors = [error for chunk in decoder.decode(images.paths, preprocess) for error in chunk.errors]
+        errors = [error for chunk in decoder.decode(images.files, preprocess) for error in chunk.errors]
     return images.subset([index for index, error in enumerate(errors) if error is None])
 
 
@@ -173,6 +173,6 @@ class _SplitDecoder:
         return _DecodedShare(ArrayPixels(array[:filled]), digests, errors)
 
     def _decode_chunks(self, share: FileImageSet) -> Iterator[DecodedChunk]:
-        for chunk in self.decoder.decode(share.paths, self.preprocess):
+        for chunk in self.decoder.decode(share.files, self.preprocess):
             self.on_decode(len(chunk.digests))
             yield chunk

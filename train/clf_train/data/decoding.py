@@ -28,10 +28,11 @@ from clf_runtime.errors import ImageError, MachineError
 from clf_runtime.labeled.images import ImageFile
 from clf_runtime.labeled.members import Member
 from clf_runtime.machine import usable_cores
-from clf_runtime.preprocess import UInt8Array, image_error_from_os_error, pixels_from_image
+from clf_runtime.preprocess import UInt8Array, image_error_from_os_error, open_image, pixels_from_image
 from clf_runtime.spec import Preprocess
 from clf_train import torchrun
 from clf_train.allocator import keep_freed_memory
+from clf_train.data.facts import ImageFacts, compute_hashes, empty_facts, has_damaged_exif
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -59,6 +60,7 @@ class DecodedChunk:
     pixels: UInt8Array  # (n, H, W, C), only of the images that can be read
     digests: list[bytes]  # the SHA-256 of each file; empty if it cannot be read
     errors: list[UnreadableImage | None]  # one for each file
+    facts: ImageFacts  # about each file
 
 
 class Decoder:
@@ -142,19 +144,26 @@ def _decode_chunk(chunk: tuple[list[ImageFile], Preprocess]) -> DecodedChunk:
     pixels = np.empty((len(image_files), *preprocess.shape), np.uint8)
     digests: list[bytes] = []
     errors: list[UnreadableImage | None] = []
-    decoded = 0
-    for file in image_files:
+    facts = empty_facts(len(image_files))
+    readable: list[int] = []
+    for index, file in enumerate(image_files):
         try:
             content = read_image_file(file)  # once, for the digest and the pixels
-            pixels[decoded] = pixels_from_image(content, preprocess)
+            image = open_image(io.BytesIO(content))
+            size = image.size  # before a large JPEG is decoded at reduced size
+            pixels[len(readable)] = pixels_from_image(image, preprocess)
         except ImageError as error:
             digests.append(b"")
             errors.append(UnreadableImage(str(file), error.kind, str(error)))
         else:
-            decoded += 1
+            readable.append(index)
             digests.append(hashlib.sha256(content).digest())
             errors.append(None)
-    return DecodedChunk(pixels[:decoded], digests, errors)
+            facts.sizes[index] = size
+            facts.has_damaged_exif[index] = has_damaged_exif(image)
+    pixels = pixels[: len(readable)]
+    facts.hashes[readable] = compute_hashes(pixels)
+    return DecodedChunk(pixels, digests, errors, facts)
 
 
 def _compute_digests_of_chunk(image_files: Sequence[ImageFile]) -> list[bytes | UnreadableImage]:

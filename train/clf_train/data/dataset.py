@@ -239,50 +239,49 @@ def split_off(images: ImageSet, share: float, seed: int, purpose: str, smallest:
     same on every machine, and new images move few of the others. At least one image of a class is split off, unless
     the class has fewer than `smallest`, and at least one stays; with groups, as nearly as they allow it.
     """
+    totals = Counter(images.targets.tolist())
+    goals = {
+        target: min(max(1, round(share * total)), total - 1) if total >= smallest else 0
+        for target, total in totals.items()
+    }
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(images.groups):
+        members.setdefault(group, []).append(index)
+    ranks = {group: hashlib.sha256(f"{seed}/{purpose}/{group}".encode(*_ANY_NAME)).digest() for group in members}
     selected: set[int] = set()
-    groups = _Groups(images)
-    ranks = {group: hashlib.sha256(f"{seed}/{purpose}/{group}".encode(*_ANY_NAME)).digest() for group in groups.members}
-    for target, total in sorted(Counter(images.targets.tolist()).items()):
-        count = max(1, round(share * total)) if total >= smallest else 0
-        for group in sorted(groups.of_class[target], key=ranks.__getitem__):
-            if groups.selected[target] >= min(count, total - 1):
-                break
-            if groups.fits(group, target, count):
-                selected.update(groups.select(group))
+    selection = _Selection(totals, goals)
+    targets = images.targets.tolist()
+    # Again for classes whose groups are all larger than what they lack; only the metrics need images of every class.
+    for accept in (selection.comes_nearer, selection.fills_a_class)[: 2 if purpose == "test" else 1]:
+        for group in sorted(members, key=ranks.__getitem__):
+            sizes = Counter(targets[index] for index in members[group])
+            if members[group][0] not in selected and selection.leaves_some(sizes) and accept(sizes):
+                selection.counts.update(sizes)
+                selected.update(members[group])
     remaining = [index for index in range(len(images)) if index not in selected]
     return images.subset(remaining), images.subset(sorted(selected))
 
 
-class _Groups:
-    """The groups of images, and how many images of each class are selected with the groups that are."""
+class _Selection:
+    """How many images of each class are selected, of how many, and how many there should be."""
 
-    def __init__(self, images: ImageSet) -> None:
-        self.members: dict[str, list[int]] = {}
-        self.of_class: dict[int, dict[str, int]] = {}  # class → group → images of the class in the group
-        self.selected: Counter[int] = Counter()
-        self._targets: list[int] = images.targets.tolist()
-        self._totals = Counter(self._targets)
-        self._taken: set[str] = set()
-        for index, (group, target) in enumerate(zip(images.groups, self._targets, strict=True)):
-            self.members.setdefault(group, []).append(index)
-            sizes = self.of_class.setdefault(target, {})
-            sizes[group] = sizes.get(group, 0) + 1
+    def __init__(self, totals: Mapping[int, int], goals: Mapping[int, int]) -> None:
+        self.counts: Counter[int] = Counter()
+        self._totals = totals
+        self._goals = goals
 
-    def fits(self, group: str, target: int, count: int) -> bool:
-        """Return whether a group brings a class nearer to `count` images and leaves some of each class."""
-        if group in self._taken:
-            return False
-        classes = Counter(self._targets[index] for index in self.members[group])
-        if any(self.selected[label] + size >= self._totals[label] for label, size in classes.items()):
-            return False
-        excess = self.selected[target] + classes[target] - count
-        return not self.selected[target] or excess <= count - self.selected[target]
+    def leaves_some(self, sizes: Mapping[int, int]) -> bool:
+        """Return whether images of each class are left if a group with these numbers of images is selected."""
+        return all(self.counts[target] + size < self._totals[target] for target, size in sizes.items())
 
-    def select(self, group: str) -> list[int]:
-        """Select a group, and return its images."""
-        self._taken.add(group)
-        self.selected.update(self._targets[index] for index in self.members[group])
-        return self.members[group]
+    def comes_nearer(self, sizes: Mapping[int, int]) -> bool:
+        """Return whether such a group brings the counts nearer to the goals."""
+        missing = {target: self._goals[target] - self.counts[target] for target in sizes}
+        return sum(abs(missing[target] - size) - abs(missing[target]) for target, size in sizes.items()) < 0
+
+    def fills_a_class(self, sizes: Mapping[int, int]) -> bool:
+        """Return whether such a group has a class of which no image is selected, and one should be."""
+        return any(self._goals[target] and not self.counts[target] for target in sizes)
 
 
 def interleave_classes(targets: Int64Array, count: int) -> list[int]:

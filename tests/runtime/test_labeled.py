@@ -27,7 +27,9 @@ def pairs(images: LabeledImages) -> list[tuple[str, str]]:
 
 
 def test_each_folder_is_a_class_with_its_images_at_any_depth(tmp_path):
-    images = find_labeled_images(touch(tmp_path, "cat/1.jpg", "cat/deep/2.PNG", "dog/3.webp", "dog/notes.txt"))
+    images = find_labeled_images(
+        touch(tmp_path, "cat/1.jpg", "cat/deep/2.PNG", "dog/3.webp", "dog/notes.txt", "dog/._4.jpg")
+    )
     assert pairs(images) == [("cat/1.jpg", "cat"), ("cat/deep/2.PNG", "cat"), ("dog/3.webp", "dog")]
     assert images.class_names == ("cat", "dog")
     assert images.splits == (None, None, None)
@@ -62,6 +64,10 @@ def test_images_are_grouped_by_a_column_or_by_their_names(tmp_path):
     assert "not found in the names of 1 images" in images.warnings[0]
     (tmp_path / "list.csv").write_text("path,label,camera\ncat/s1_1.jpg,cat,x\ndog/s2_1.jpg,dog,\n")
     assert find_labeled_images(tmp_path / "list.csv", Columns(group_by="camera")).groups == ("x", "dog/s2_1.jpg")
+    columns = Columns(group_by=r"\d\.|other")
+    assert find_labeled_images(tmp_path, columns).groups == ("1.", "2.", "other", "1.")
+    assert not find_labeled_images(tmp_path, columns).warnings
+    assert Columns(**columns.to_dict()) == columns
     with pytest.raises(UsageError, match=r"neither a column nor a regular expression \("):
         find_labeled_images(tmp_path, Columns(group_by="("))
     with pytest.raises(UsageError, match="neither a column nor found in the name of any image"):
@@ -192,7 +198,7 @@ def test_the_names_and_the_text_of_a_table_are_read_in_their_encoding(tmp_path):
 def test_json_lines_and_parquet_are_tables(tmp_path):
     touch(tmp_path, "a.jpg", "b.jpg")
     rows = [{"image": "a.jpg", "label": 1, "split": "train"}, {"label": 2.0, "image": "b.jpg", "split": "test"}]
-    (tmp_path / "list.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "list.jsonl").write_text("\n\n".join(map(json.dumps, [{**row, "note": None} for row in rows])) + "\n")
     columns = {name: [row[name] for row in rows] for name in ("image", "label", "split")}
     parquet.write_table(pyarrow.table({**columns, "nested": [[1], [2]]}), tmp_path / "list.parquet")
     for name in ("list.jsonl", "list.parquet"):

@@ -81,6 +81,7 @@ def test_links_in_an_archive_lead_to_its_own_images(tmp_path):
 def test_hidden_members_and_empty_folders_are_as_on_disk(tmp_path):
     extra = {"pets/.git/x.jpg": b"", "__MACOSX/pets/cat/._0.jpg": b"", "pets/cat/._0.jpg": b"", "pets/read.me": b""}
     assert len(find_labeled_images(pack(tmp_path / "a.zip", FILES | extra))) == 6
+    assert len(find_labeled_images(pack(tmp_path / "a.tar", FILES | extra))) == 6
     for suffix in (".zip", ".tar"):
         path = pack(tmp_path / f"b{suffix}", {"./" + name: content for name, content in FILES.items()})
         assert len(find_labeled_images(path)) == 6

@@ -142,7 +142,7 @@ def test_near_duplicates_across_the_splits_are_found(tmp_path):
                 seed = len(list(tmp_path.rglob("*.jpg")))
                 save(tmp_path / f"data/{part}/{label}/{number:02}.jpg", photo(seed))
     shutil.copy(tmp_path / "data/train/a/03.jpg", tmp_path / "data/test/a/same.jpg")
-    save(tmp_path / "data/test/b/like.jpg", photo(3, 80, 60), quality=40)
+    save(tmp_path / "data/test/b/like.jpg", photo(3, 120, 90), quality=60)
     result = analyze(tmp_path / "data", tmp_path)
     pairs = {(pair.name, pair.training_name) for pair in result.near_duplicates if pair.name.startswith("test")}
     assert pairs == {("test/a/same.jpg", "train/a/03.jpg"), ("test/b/like.jpg", "train/a/03.jpg")}

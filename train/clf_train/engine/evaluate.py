@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clf_runtime.evaluation.calibration import compute_calibration_error
 from clf_runtime.spec import Metrics, Normalize
 from clf_train.data.cache import PixelStore, Shard
 from clf_train.data.dataset import Int64Array
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
-from clf_train.engine.calibration import Float32Array, compute_calibration_error, fit_temperature
+from clf_train.engine.calibration import Float32Array, fit_temperature
 
 _BATCH = 500
 

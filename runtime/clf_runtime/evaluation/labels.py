@@ -44,9 +44,11 @@ def match_labels(data_labels: Iterable[str], model_labels: Sequence[str], names:
     """
     wanted = sorted(set(data_labels))
     positions = {label: position for position, label in enumerate(model_labels)}
-    folded = Counter(map(_fold, model_labels))
-    by_fold = {_fold(label): label for label in model_labels if folded[_fold(label)] == 1}
-    respelled = {label: by_fold[_fold(label)] for label in wanted if label not in positions and _fold(label) in by_fold}
+    folded = Counter(map(fold_label, model_labels))
+    by_fold = {fold_label(label): label for label in model_labels if folded[fold_label(label)] == 1}
+    respelled = {
+        label: by_fold[fold_label(label)] for label in wanted if label not in positions and fold_label(label) in by_fold
+    }
     targets = {label: positions[respelled.get(label, label)] for label in wanted if label in positions | respelled}
     if not targets:
         data, model = names
@@ -70,12 +72,12 @@ def list_labels(labels: Sequence[str]) -> str:
 
 def suggest_label(label: str, model_labels: Sequence[str]) -> str | None:
     """Return the label of the model that a misspelled one may mean."""
-    by_fold = {_fold(candidate): candidate for candidate in model_labels}
-    close = difflib.get_close_matches(_fold(label), list(by_fold), 1, cutoff=0.75)
+    by_fold = {fold_label(candidate): candidate for candidate in model_labels}
+    close = difflib.get_close_matches(fold_label(label), list(by_fold), 1, cutoff=0.75)
     return by_fold[close[0]] if close else None
 
 
-def _fold(label: str) -> str:
+def fold_label(label: str) -> str:
     """Return what labels have in common that differ only in case, spaces, hyphens or underscores."""
     text = unicodedata.normalize("NFC", label).casefold().strip()
     return re.sub(r"(?<=[^\s_-])[\s_-]+(?=[^\s_-])", "", text)  # only between others: -1 is not 1

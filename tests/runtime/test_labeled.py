@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_images_are_grouped_by_a_column_or_by_their_names(tmp_path):
 
 
 def test_columns_of_class_folders_are_an_error(tmp_path):
-    with pytest.raises(UsageError, match="--label-column kind: applies to a manifest"):
+    with pytest.raises(UsageError, match="--label-column kind: applies to a table"):
         find_labeled_images(touch(tmp_path, "a/1.jpg"), Columns(label="kind"))
 
 
@@ -77,3 +78,31 @@ def test_a_manifest_leads_nowhere_outside_its_folder(tmp_path):
             find_labeled_images(tmp_path / "data/list.csv")
     (tmp_path / "data/list.csv").write_text(f"path,label\n{tmp_path / 'data/a.jpg'},cat\n")
     assert find_labeled_images(tmp_path / "data/list.csv").names == ("a.jpg",)
+
+
+def test_coco_and_label_studio_exports_are_manifests(tmp_path):
+    touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg")
+    coco = {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}, {"id": 9, "file_name": "c.jpg"}],
+        "annotations": [{"image_id": 7, "category_id": 1}, {"image_id": 8, "category_id": 2}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+    }
+    tasks = [
+        {"data": {"image": "/data/upload/3/a.jpg"}, "annotations": [choice("cat")]},
+        {"data": {"image": "/data/local-files/?d=images/b.jpg"}, "annotations": [choice("dog"), choice("dog")]},
+        {"data": {"image": "c.jpg"}, "annotations": [{**choice("cat"), "was_cancelled": True}]},
+    ]
+    minimal = [
+        {"image": "a.jpg", "choice": "cat"},
+        {"image": "b.jpg", "choice": {"choices": ["dog"]}},
+        {"image": "c.jpg"},
+    ]
+    for content in (coco, tasks, minimal):
+        (tmp_path / "export.json").write_text(json.dumps(content))
+        images = find_labeled_images(tmp_path / "export.json")
+        assert pairs(images) == [("images/a.jpg", "cat"), ("images/b.jpg", "dog")]
+        assert "1 images have no label and are left out (the first is 'c.jpg' in " in images.warnings[0]
+
+
+def choice(label: str) -> dict[str, object]:
+    return {"result": [{"type": "choices", "value": {"choices": [label]}}], "was_cancelled": False}

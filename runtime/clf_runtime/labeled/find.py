@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from clf_runtime.errors import DataError, UsageError
-from clf_runtime.labeled.folder import find_in_folder
+from clf_runtime.labeled.annotations import read_annotations
+from clf_runtime.labeled.archive import is_archive_name, open_archive
+from clf_runtime.labeled.folder import find_in_archive, find_in_folder
 from clf_runtime.labeled.images import Columns, LabeledImages
 from clf_runtime.labeled.rows import images_from_manifest
 from clf_runtime.labeled.table import read_csv, read_json_lines, read_parquet
@@ -45,14 +47,19 @@ def _find(source: Path, columns: Columns) -> LabeledImages:
     if source.is_dir():
         _raise_if_columns_named(source, columns)
         return find_in_folder(source)
-    suffix = source.suffix.lower()
     if not source.exists():
         raise DataError(
             f"{source}: no such folder, and no data set of this name; expected a folder with a folder of images for "
             "each class, an archive of it, or a manifest"
         )
+    suffix = source.suffix.lower()
     if suffix in _TABLES:
         return images_from_manifest(_TABLES[suffix](source, columns))
+    _raise_if_columns_named(source, columns)
+    if suffix == ".json":
+        return images_from_manifest(read_annotations(source))
+    if is_archive_name(source.name):
+        return find_in_archive(*open_archive(source))
     raise DataError(
         f"{source}: is not a folder, an archive (.zip, .tar, .tar.gz, .tgz) or a manifest (.csv, .tsv, .jsonl, .json, "
         ".parquet)"
@@ -62,7 +69,7 @@ def _find(source: Path, columns: Columns) -> LabeledImages:
 def _raise_if_columns_named(source: Path, columns: Columns) -> None:
     for option, name in (("image", columns.image), ("label", columns.label), ("split", columns.split)):
         if name is not None:
-            raise UsageError(f"--{option}-column {name}: applies to a manifest, and {source} has class folders")
+            raise UsageError(f"--{option}-column {name}: applies to a table, and {source} is none")
 
 
 def _group(images: LabeledImages, pattern: str | None) -> LabeledImages:

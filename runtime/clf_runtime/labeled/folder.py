@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from clf_runtime.errors import DataError
 from clf_runtime.labeled.images import SPLIT_NAMES, LabeledImages, Split, split_from_name
 from clf_runtime.labeled.members import Archive
-from clf_runtime.labeled.tree import FolderTree, ImageTree, NameTree
+from clf_runtime.labeled.tree import FolderTree, ImageTree, NameTree, prefix
 
 _SHOWN = 3
 
@@ -53,7 +53,11 @@ def find_in_archive(archive: Archive, folders: list[str]) -> LabeledImages:
     while len(inner := tree.subfolders(top)) == 1 and not tree.has_direct_images(top) and _has_only_folders(tree, top):
         top = _join(top, inner[0])
     found = _find(tree, archive.path, top)
-    return _images_from(found, archive.path, find_split_folders(tree, top), archive)
+    # Without the outermost folder the names, and with them the splits, are those of the folder that was packed.
+    start = len(prefix(top))
+    found.names = [name[start:] for name in found.names]
+    members = {name[start:]: member for name, member in archive.members.items()}
+    return _images_from(found, archive.path, find_split_folders(tree, top), replace(archive, members=members))
 
 
 def find_split_folders(tree: ImageTree, top: str) -> Mapping[Split, str]:

@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
@@ -93,7 +93,7 @@ class Archive:
         if self.content is None:
             return member
         content = self.content[member.offset : member.offset + member.size_bytes]
-        return Member(member.archive, name, "memory", 0, member.size_bytes, content=content)
+        return replace(member, kind="memory", content=content)
 
 
 def _read_stored(file: IO[bytes], member: Member) -> bytes:

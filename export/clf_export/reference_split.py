@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from clf_runtime import artifacts
-from clf_runtime.errors import DataError
+from clf_runtime.errors import DataError, InvalidModelError
+from clf_runtime.labeled.images import Columns
 from clf_runtime.preprocess import UInt8Array
-from clf_runtime.spec import ModelSpec, Preprocess
+from clf_runtime.spec import ModelSpec, Preprocess, Provenance
 from clf_train.config import DataSource, load_dataset
 from clf_train.data.cache import Shard, choose_cache
 from clf_train.data.dataset import Dataset, ImageSet, Int64Array, interleave_classes, raise_if_unreadable
@@ -58,10 +59,11 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
     Args:
         folder: the artifacts folder.
         spec: the model's, with the provenance of its data.
-        data: the name of a data set, or a folder of images, in place of the one that training used.
+        data: the name of a data set, or a folder, an archive or a manifest, in place of the one that training used.
         data_root: the folder of named data sets, in place of the one that training used.
 
     Raises:
+        InvalidModelError: the provenance names columns that do not exist.
         DataError: the images are missing, cannot be read, or are not those of the training.
     """
     provenance = spec.provenance
@@ -75,6 +77,7 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
         data_root=data_root or provenance.data_root or "data",
         test_split=provenance.test_split,
         seed=provenance.seed,
+        columns=_choose_columns(provenance, name),
     )
     try:
         dataset = load_dataset(source)
@@ -83,6 +86,19 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
     split = _decode_test_split(dataset, spec.preprocess, folder)
     _raise_if_changed(source.data, split.dataset, spec)
     return split
+
+
+def _choose_columns(provenance: Provenance, name: str) -> Columns:
+    """Return the columns of the training; those of its table only if the data is a table again."""
+    try:
+        columns = Columns(**(provenance.columns or {}))
+    except TypeError:  # the file was edited, or written by a later version
+        names = ", ".join(provenance.columns or ())
+        raise InvalidModelError(
+            f"model.json: provenance.columns has {names}; expected only image, label, split and group_by; train again"
+        ) from None
+    is_same_kind = Path(name).suffix == Path(provenance.data or "").suffix
+    return columns if is_same_kind else Columns(group_by=columns.group_by)
 
 
 def _decode_test_split(dataset: Dataset, preprocess: Preprocess, folder: Path) -> TestSplit:

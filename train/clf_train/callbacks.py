@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from clf_train.data.findings import DataFindings
     from clf_train.history import Epoch
 
 
@@ -16,6 +17,9 @@ class TrainCallbacks(Protocol):
 
     def on_decode(self, images: int) -> None:
         """Handle that this number of further image files is decoded."""
+
+    def on_data(self, findings: DataFindings) -> None:
+        """Handle what was found in the data, before its warnings; not for a named data set."""
 
     def on_train_start(self, summary: str, epochs: float, images: int, images_done: int) -> None:
         """Handle the start of training, or its resumption; an image counts once per epoch."""

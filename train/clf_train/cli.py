@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
@@ -16,6 +16,8 @@ from clf_train.progress import Progress, format_percent
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clf_runtime.spec import Color, ResizeMode
     from clf_train.config import CacheOption
     from clf_train.training import TrainResult
@@ -50,9 +52,26 @@ SEED_OPTION = click.option(
     show_default=True,
     help="Seed of the splits and of everything random in training.",
 )
+DATA_OPTIONS = (
+    click.option("--image-column", metavar="NAME", help="The column of a manifest with the paths of the images."),
+    click.option("--label-column", metavar="NAME", help="The column of a manifest with the classes."),
+    click.option("--split-column", metavar="NAME", help="The column of a manifest with train, val or test."),
+    click.option(
+        "--group-by",
+        metavar="REGEX|COLUMN",
+        help="Images that agree in this part of their name, or in this column, share a split.",
+    ),
+)
 COLOR_OPTION = click.option(
     "--color", type=click.Choice(["L", "RGB"]), help="Gray or color input.  [default: the model's, or as the images]"
 )
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for manifests and groups of images to a command."""
+    for option in reversed(DATA_OPTIONS):
+        command = option(command)
+    return command
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
@@ -90,8 +109,11 @@ def _list_models(context: click.Context, parameter: click.Parameter, is_requeste
     + """
 
 \b
-A folder contains a folder of images for each class, or train/ and test/ (or
-val/) with those in them. Without test/, the seed selects the test split.
+A folder contains a folder of images for each class, or train/, valid/ and test/
+with those in them. Without test/, the seed selects the test split. A file is an
+archive of such a folder (.zip, .tar, .tar.gz), or a manifest: a table with the
+columns path, label and perhaps split (.csv, .tsv, .jsonl, .parquet), or a COCO
+or Label Studio export (.json).
 
 \b
 Examples:
@@ -99,13 +121,16 @@ Examples:
   clf-train --data mnist --data-root ~/data -a artifacts/mnist
   clf-train --data photos/ --size 64 --epochs 40
   clf-train --data photos/ --size 64 --epochs 40 --resume
+  clf-train --data photos.csv --group-by camera
 
 \b
 Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
 4 this machine cannot do it, 130 interrupted (--resume continues).""",
 )
 @ARTIFACTS_OPTION
-@click.option("--data", "-d", metavar="NAME|DIR", default="digits", show_default=True, help="The images to train on.")
+@click.option(
+    "--data", "-d", metavar="NAME|DIR|FILE", default="digits", show_default=True, help="The images to train on."
+)
 @DATA_ROOT_OPTION
 @click.option(
     "--model",
@@ -129,6 +154,7 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: that of the images, at most 64]")
 @COLOR_OPTION
 @RESIZE_OPTION
+@data_options
 @TEST_SPLIT_OPTION
 @SEED_OPTION
 @click.option(
@@ -182,6 +208,10 @@ def command(
     size: tuple[int, int] | None,
     color: Color | None,
     resize: ResizeMode,
+    image_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+    group_by: str | None,
     test_split: float,
     seed: int,
     device: str,
@@ -199,13 +229,15 @@ def command(
     """
     from pathlib import Path
 
+    from clf_runtime.labeled import Columns
     from clf_train.allocator import keep_freed_memory
     from clf_train.config import DataSource, InputOptions, TrainConfig
     from clf_train.training import preview as write_preview
     from clf_train.training import train
 
+    columns = Columns(image_column, label_column, split_column, group_by)
     config = TrainConfig(
-        source=DataSource(data, data_root, test_split, seed),
+        source=DataSource(data, data_root, test_split, seed, columns),
         model=model,
         weights=weights,
         input=InputOptions(size, color, resize),

@@ -10,7 +10,15 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute
-from clf_train.cli import COLOR_OPTION, DATA_ROOT_OPTION, RESIZE_OPTION, SEED_OPTION, TEST_SPLIT_OPTION, Size
+from clf_train.cli import (
+    COLOR_OPTION,
+    DATA_ROOT_OPTION,
+    RESIZE_OPTION,
+    SEED_OPTION,
+    TEST_SPLIT_OPTION,
+    Size,
+    data_options,
+)
 from clf_train.progress import format_percent
 
 if TYPE_CHECKING:
@@ -58,9 +66,10 @@ Exit codes: 0 success, 2 usage error, 3 invalid weights or data,
 @click.option("--mean", type=Numbers(), help="Mean of pixels in 0..1, as in training.  [default: the model's]")
 @click.option("--std", type=Numbers(), help="Their standard deviation.  [default: the model's]")
 @click.option(
-    "--data", "-d", metavar="NAME|DIR", help="Labeled images, to measure the accuracy and fit the temperature."
+    "--data", "-d", metavar="NAME|DIR|FILE", help="Labeled images, to measure the accuracy and fit the temperature."
 )
 @DATA_ROOT_OPTION
+@data_options
 @TEST_SPLIT_OPTION
 @SEED_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace a finished model or unfinished training.")
@@ -77,6 +86,10 @@ def command(
     std: tuple[float, ...] | None,
     data: str | None,
     data_root: str,
+    image_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+    group_by: str | None,
     test_split: float,
     seed: int,
     overwrite: bool,
@@ -84,14 +97,16 @@ def command(
     """Import a state_dict that was trained elsewhere, so that clf-export can verify and export it."""
     from pathlib import Path
 
+    from clf_runtime.labeled import Columns
     from clf_train.config import DataSource, InputOptions
     from clf_train.importing import ImportConfig, import_model, read_labels
 
+    columns = Columns(image_column, label_column, split_column, group_by)
     config = ImportConfig(
         weights=Path(weights),
         model=model,
         labels=read_labels(labels),
-        source=DataSource(data or "", data_root, test_split, seed),
+        source=DataSource(data or "", data_root, test_split, seed, columns),
         has_data=data is not None,
         input=InputOptions(size, color, resize),
         mean=mean,

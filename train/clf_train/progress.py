@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from clf_runtime.command import say
 from clf_runtime.progress import format_duration
 from clf_train import torchrun
+from clf_train.class_table import lines_from_findings
 
 if TYPE_CHECKING:
+    from clf_train.data.findings import DataFindings
     from clf_train.history import Epoch
 
 _SECONDS_BETWEEN_LINES = 60  # without a progress bar
@@ -44,6 +46,12 @@ class Progress:
         """See TrainCallbacks."""
         if self._bar is not None:
             self._bar.update(images)
+
+    def on_data(self, findings: DataFindings) -> None:
+        """See TrainCallbacks."""
+        self._close_bar()
+        for line in lines_from_findings(findings):
+            self._say(line)
 
     def on_train_start(self, summary: str, epochs: float, images: int, images_done: int) -> None:
         """See TrainCallbacks."""

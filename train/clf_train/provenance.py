@@ -50,4 +50,6 @@ def record_provenance(
             "numpy": np.__version__,
             "pillow": PIL.__version__,
         },
+        columns=source.columns.to_dict() or None,
+        splits={str(split): name for split, name in dataset.origins.items()} if dataset and dataset.origins else None,
     )

@@ -173,6 +173,8 @@ def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> di
         "--seed": str(config.source.seed),
         "--weights": str(config.weights),
         "--test-split": str(config.source.test_split),
+        # Only those that are set, so that training which began before they existed resumes.
+        **{f"--{name}": value for name, value in config.source.columns.to_dict().items()},
         "model": plan.architecture,
         "input": str(plan.preprocess),
         **{key.replace("_", " "): str(value) for key, value in dataclasses.asdict(plan.recipe).items()},

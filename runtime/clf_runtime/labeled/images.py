@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,10 @@ class Columns:
     label: str | None = None
     split: str | None = None
     group_by: str | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """Return those that are set; `Columns(**columns.to_dict())` is equal."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

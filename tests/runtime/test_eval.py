@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,10 +31,12 @@ from clf_runtime.evaluation.markup import Markup, element
 from clf_runtime.evaluation.metrics import ScoredImages, compute_metrics
 from clf_runtime.evaluation.page import html_from_evaluation
 from clf_runtime.evaluation.results import Evaluation, ModelResult
-from clf_runtime.evaluation.selection import EvalImages
+from clf_runtime.evaluation.selection import EvalImages, select_images
 from clf_runtime.evaluation.table import format_evaluation
 from clf_runtime.evaluation.terminal import TerminalCallbacks
-from clf_runtime.labeled import Columns
+from clf_runtime.evaluation.training_split import find_training_test_split
+from clf_runtime.labeled import Columns, find_labeled_images
+from clf_runtime.onnx_file import OnnxFile
 from clf_train.config import DataSource, load_dataset
 
 FILES = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
@@ -61,6 +64,14 @@ def few(samples, tmp_path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample, folder)
     return tmp_path / "few"
+
+
+@pytest.fixture
+def pairs(few) -> Path:
+    """A folder of at least two images in each class folder, so that it can be split."""
+    for image in list(few.rglob("*.png")):
+        shutil.copy(image, image.with_stem(f"{image.stem}-again"))
+    return few
 
 
 class Recorder:
@@ -100,8 +111,8 @@ def make_result(
 ) -> ModelResult:
     """Return what a model with these labels and predictions would have reached."""
     file = onnx_file.read(model)
-    spec = file.spec.__class__(**{**vars(file.spec), "labels": labels})
-    file = file.__class__(**{**vars(file), "spec": spec, "path": Path(name)})
+    spec = replace(file.spec, labels=labels)
+    file = replace(file, spec=spec, path=Path(name))
     count = len(targets)
     scored = ScoredImages(
         np.asarray(targets), np.asarray(predicted), np.full(count, 0.9), np.full(count, 0.1), np.ones(count, np.int64)
@@ -318,7 +329,7 @@ def test_labels_that_the_model_lacks_are_left_out_with_a_warning_and_exit_code_1
 def test_a_misspelled_label_gets_a_suggestion_and_another_case_is_accepted(model):
     match = match_labels(["Dress", "skrt", "hat"], ["dress", "skirt", "pants"], ("data", "model"))
     file = onnx_file.read(model)
-    spec = file.spec.__class__(**{**vars(file.spec), "labels": ("dress", "skirt", "pants")})
+    spec = replace(file.spec, labels=("dress", "skirt", "pants"))
     stub = type("Loaded", (), {"file": file, "spec": spec})()
     images = EvalImages(Path("data"), "all", ("a", "b", "c"), ("Dress", "skrt", "hat"), ("a", "b", "c"), ())
     respelled, unknown, unused = evaluate._describe_match(match, images, stub)
@@ -357,6 +368,85 @@ def test_the_test_split_is_preferred_and_the_validation_split_comes_with_a_warni
     assert callbacks.warnings == ["there is no test split; evaluating the validation split"]
     with pytest.raises(DataError, match="has no test split; expected one of train, validation, all for --split"):
         run(tmp_path / "three", model, split="test")
+
+
+def with_provenance(model: Path, **changes: object) -> OnnxFile:
+    """Return the model file as if its training had been another one."""
+    file = onnx_file.read(model)
+    return replace(file, spec=replace(file.spec, provenance=replace(file.spec.provenance, **changes)))
+
+
+def trained_on(model: Path, data: Path, seed: int = 0, group_by: str | None = None) -> tuple[OnnxFile, tuple[str, ...]]:
+    """Return the model as if it had been trained on a folder, and the names of the images of its test split."""
+    columns = Columns(group_by=group_by)
+    dataset = load_dataset(DataSource(data=str(data), data_root="", test_split=0.2, seed=seed, columns=columns))
+    fingerprint, chosen = dataset.test.fingerprint(), columns.to_dict() or None
+    file = with_provenance(model, data=str(data), fingerprint=fingerprint, seed=seed, columns=chosen)
+    return file, dataset.test.names
+
+
+def select(data: Path, split: str | None, *models: OnnxFile) -> EvalImages:
+    return select_images(data, Columns(), split, models)
+
+
+def test_on_the_data_of_the_training_only_its_test_split_is_evaluated(digits, model):
+    file, names = trained_on(model, digits)
+    for split in (None, "test"):
+        images = select(digits, split, file)
+        assert (images.names, images.split) == (names, "test")
+        assert images.warnings == (f"{model}: was trained on this data; {len(names)} images of 359 are its test split",)
+    everything = select(digits, "all", file)
+    assert len(everything) == 359
+    assert everything.warnings[-1].endswith("the accuracy is too high, because training used most of these images")
+
+
+def test_of_two_trainings_only_the_images_that_neither_saw_are_evaluated(digits, model):
+    (first, names), (second, others) = trained_on(model, digits, 0), trained_on(model, digits, 1)
+    assert set(select(digits, None, first, second).names) == set(names) & set(others)
+    assert set(select(digits, None, first, onnx_file.read(model)).names) == set(names)
+
+
+def test_trainings_without_a_common_test_image_are_an_error(few, model):
+    shutil.rmtree(few)
+    for label in "01":
+        (few / label).mkdir(parents=True)
+        for number in range(3):
+            (few / label / f"{number}.png").write_text(f"{label} {number}")
+    trained = [trained_on(model, few, seed) for seed in range(9)]
+    first, second = trained[0], next(other for other in trained if not set(other[1]) & set(trained[0][1]))
+    with pytest.raises(DataError, match="the test splits of the models have no image in common"):
+        select(few, None, first[0], second[0])
+
+
+def test_the_groups_of_the_training_are_found_again(digits, model):
+    file, names = trained_on(model, digits, group_by=r"\d/\d")
+    assert select(digits, None, file).names == names
+    unknown = with_provenance(model, fingerprint="0", columns={"group_by": "("})
+    assert len(select(digits, None, unknown)) == 359
+
+
+def test_changed_data_of_the_training_is_evaluated_with_a_warning(pairs, model):
+    file, _ = trained_on(model, pairs)
+    for image in pairs.rglob("*.png"):
+        image.write_bytes(image.read_bytes() + b" ")
+    images = select(pairs, None, file)
+    assert len(images) == 32
+    assert "whose images changed since" in images.warnings[0]
+
+
+def test_an_image_that_cannot_be_read_is_no_reason_to_end_the_search_for_the_training_split(pairs, model, tmp_path):
+    file, _ = trained_on(model, pairs)
+    shutil.make_archive(str(tmp_path / "few"), "zip", pairs)
+    archived = find_labeled_images(tmp_path / "few.zip")
+    (tmp_path / "few.zip").unlink()
+    assert find_training_test_split(archived, tmp_path / "few.zip", file.spec.provenance) is None
+
+
+def test_without_a_fingerprint_all_images_are_evaluated(few, model):
+    for file in (with_provenance(model, fingerprint=None), onnx_file.read(model)):
+        assert select(few, None, file).split == "all"
+    file = onnx_file.read(model)
+    assert select(few, None, replace(file, spec=replace(file.spec, provenance=None))).warnings == ()
 
 
 def test_a_manifest_with_columns_of_any_name_is_evaluated(few, model, tmp_path):
@@ -470,7 +560,7 @@ def test_models_with_differently_spelled_labels_agree(model):
 
 def test_models_that_share_no_image_have_no_difference(model):
     first = make_result(("a", "b"), [0], [0], "a.onnx", model)
-    second = ModelResult(**{**vars(make_result(("a", "b"), [0], [0], "b.onnx", model)), "positions": np.asarray([7])})
+    second = replace(make_result(("a", "b"), [0], [0], "b.onnx", model), positions=np.asarray([7]))
     assert make_evaluation([first, second]).comparisons[0].difference == 0
 
 
@@ -481,8 +571,8 @@ def test_models_of_the_same_file_name_are_shown_with_their_paths(model):
 
 def test_a_file_without_a_parity_record_has_an_unknown_precision(model):
     result = make_result(("a", "b"), [0], [0], "a.onnx", model)
-    file = result.file.__class__(**{**vars(result.file), "metadata": {}})
-    assert ModelResult(**{**vars(result), "file": file}).precision == "unknown"
+    file = replace(result.file, metadata={})
+    assert replace(result, file=file).precision == "unknown"
 
 
 def test_probabilities_that_overflowed_are_a_mistake_without_confidence():

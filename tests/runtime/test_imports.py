@@ -19,7 +19,11 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["clf_runtime.cli", "clf_runtime.bench.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"]
+    "module",
+    [
+        *("clf_runtime.cli", "clf_runtime.evaluation.cli", "clf_runtime.bench.cli"),
+        *("clf_train.cli", "clf_train.cli_import", "clf_export.cli"),
+    ],
 )
 @pytest.mark.parametrize("flag", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module, flag):

@@ -68,9 +68,10 @@ def evaluate(options: EvalOptions, callbacks: EvalCallbacks) -> Evaluation:
         UsageError: An option does not apply.
         OSError: A file cannot be read.
     """
-    images = select_images(options.data, options.columns, options.split)
     # All models first: the evaluation of many images must not end with an error in the last model.
     classifiers = [_load(path, options, workers=options.cores) for path in options.models]
+    models = [classifier.file for classifier in classifiers]
+    images = select_images(options.data, options.columns, options.split, models)
     matches = [
         match_labels(images.labels, classifier.spec.labels, (str(options.data), str(classifier.file.path)))
         for classifier in classifiers

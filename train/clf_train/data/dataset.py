@@ -18,6 +18,7 @@ from PIL import Image
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.labeled.images import ImageFile, Split, locate_image
 from clf_runtime.labeled.members import Archive
+from clf_runtime.labeled.splits import SplitRule, select_split
 from clf_runtime.preprocess import UInt8Array, pixels_from_image
 from clf_runtime.spec import Preprocess
 from clf_train.data.decoding import Decoder, UnreadableImage, read_image_file
@@ -28,7 +29,6 @@ Int64Array = npt.NDArray[np.int64]
 _VALIDATION_SHARE = 0.1
 _MAX_VALIDATION_IMAGES = 2000
 _ERRORS_SHOWN = 3
-_ANY_NAME = ("utf-8", "surrogateescape")  # names of files may have bytes that are not UTF-8
 
 
 class ImageSet(ABC):
@@ -235,54 +235,13 @@ def split_validation(labels: tuple[str, ...], rest: ImageSet, test: ImageSet, te
 def split_off(images: ImageSet, share: float, seed: int, purpose: str, smallest: int) -> tuple[ImageSet, ImageSet]:
     """Split off the same share of each class: (the rest, what was split off), both in their original order.
 
-    An image's split depends only on the seed and its group, which is its name unless the user grouped images: it is the
-    same on every machine, and new images move few of the others. At least one image of a class is split off, unless
-    the class has fewer than `smallest`, and at least one stays; with groups, as nearly as they allow it.
+    See `select_split`, which chooses them.
     """
-    selected: set[int] = set()
-    groups = _Groups(images)
-    ranks = {group: hashlib.sha256(f"{seed}/{purpose}/{group}".encode(*_ANY_NAME)).digest() for group in groups.members}
-    for target, total in sorted(Counter(images.targets.tolist()).items()):
-        count = max(1, round(share * total)) if total >= smallest else 0
-        for group in sorted(groups.of_class[target], key=ranks.__getitem__):
-            if groups.selected[target] >= min(count, total - 1):
-                break
-            if groups.fits(group, target, count):
-                selected.update(groups.select(group))
-    remaining = [index for index in range(len(images)) if index not in selected]
-    return images.subset(remaining), images.subset(sorted(selected))
-
-
-class _Groups:
-    """The groups of images, and how many images of each class are selected with the groups that are."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.members: dict[str, list[int]] = {}
-        self.of_class: dict[int, dict[str, int]] = {}  # class → group → images of the class in the group
-        self.selected: Counter[int] = Counter()
-        self._targets: list[int] = images.targets.tolist()
-        self._totals = Counter(self._targets)
-        self._taken: set[str] = set()
-        for index, (group, target) in enumerate(zip(images.groups, self._targets, strict=True)):
-            self.members.setdefault(group, []).append(index)
-            sizes = self.of_class.setdefault(target, {})
-            sizes[group] = sizes.get(group, 0) + 1
-
-    def fits(self, group: str, target: int, count: int) -> bool:
-        """Return whether a group brings a class nearer to `count` images and leaves some of each class."""
-        if group in self._taken:
-            return False
-        classes = Counter(self._targets[index] for index in self.members[group])
-        if any(self.selected[label] + size >= self._totals[label] for label, size in classes.items()):
-            return False
-        excess = self.selected[target] + classes[target] - count
-        return not self.selected[target] or excess <= count - self.selected[target]
-
-    def select(self, group: str) -> list[int]:
-        """Select a group, and return its images."""
-        self._taken.add(group)
-        self.selected.update(self._targets[index] for index in self.members[group])
-        return self.members[group]
+    rule = SplitRule(share, seed, purpose, smallest)
+    selected = select_split(images.groups, images.targets.tolist(), rule)
+    excluded = set(selected)
+    remaining = [index for index in range(len(images)) if index not in excluded]
+    return images.subset(remaining), images.subset(selected)
 
 
 def interleave_classes(targets: Int64Array, count: int) -> list[int]:

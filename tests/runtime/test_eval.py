@@ -126,7 +126,7 @@ def make_result(
         metrics=compute_metrics(scored, labels, 5),
         failures=(),
         throughput=5,
-        latency=Latency(1, 100, 200, 300),
+        latency=Latency(1, 100, 200),
     )
 
 
@@ -594,7 +594,7 @@ def test_an_image_that_vanishes_has_no_thumbnail_and_no_latency(few, model):
     assert thumbnails.thumbnail_uri(source, preprocess) is None
     assert "<img" not in mistakes._draw_mistake(evaluation.results[0], 0, evaluation)
     with evaluate._load(model, EvalOptions((), few, Columns(), None, "cpu", 1, 8, 5), 1) as classifier:
-        assert latency.measure_latency(classifier, [source]) == Latency(0, 0, 0, 0)
+        assert latency.measure_latency(classifier, [source]) == Latency(0, 0, 0)
 
 
 def test_a_member_of_an_archive_that_vanishes_has_no_thumbnail(few, model, tmp_path):

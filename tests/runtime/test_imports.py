@@ -51,6 +51,12 @@ def test_classifying_an_image_needs_neither_torch_nor_onnx(model, samples):
     assert not loaded & set(NEVER_ON_A_DEVICE)
 
 
+def test_evaluating_needs_neither_torch_nor_a_template_engine():
+    loaded = modules_after("from clf_runtime.evaluation import evaluate, page, record, table")
+    assert {"numpy", "PIL", "onnxruntime"} <= loaded
+    assert not loaded & set(NEVER_ON_A_DEVICE)
+
+
 def test_every_public_name_is_found_and_no_other():
     import clf_runtime
 

@@ -26,7 +26,7 @@ def draw_mistakes(result: ModelResult, evaluation: Evaluation) -> Markup:
     if len(mistakes) > _MAX_THUMBNAILS:
         rows = [
             [
-                draw_path(str(evaluation.images.files[result.positions[row]])),
+                draw_path(evaluation.images.names[result.positions[row]]),
                 *_labels(result, row),
                 format_percent(float(result.scored.confidence[row]), 1),
             ]
@@ -38,7 +38,8 @@ def draw_mistakes(result: ModelResult, evaluation: Evaluation) -> Markup:
 
 
 def _draw_mistake(result: ModelResult, row: int, evaluation: Evaluation) -> Markup:
-    (source,) = evaluation.images.sources([int(result.positions[row])])
+    position = int(result.positions[row])
+    (source,) = evaluation.images.sources([position])
     uri = thumbnail_uri(source, result.file.spec.preprocess)
     true, predicted = _labels(result, row)
     kind = "pixelated" if uri is not None and uri.startswith("data:image/png") else None
@@ -49,7 +50,7 @@ def _draw_mistake(result: ModelResult, row: int, evaluation: Evaluation) -> Mark
         f" {format_percent(float(result.scored.confidence[row]), 1)}",
         element("br"),
         f"is {true}, {format_percent(float(result.scored.probability[row]), 1)}",
-        element("span", one_line(source.name), class_="name"),
+        element("span", one_line(evaluation.images.names[position]), class_="name"),
     )
     return element("figure", image, caption, class_="image")
 

@@ -67,7 +67,12 @@ def _model_to_dict(result: ModelResult, evaluation: Evaluation) -> dict[str, Any
         "provider": result.provider,
         **_metrics_to_dict(result.metrics),
         "throughput": round(result.throughput, 2),
-        "latency": {key: round(value, 4) for key, value in asdict(result.latency).items()},
+        "latency": {
+            "images": result.latency.images,
+            "preprocess_ms": round(result.latency.preprocess_ms, 4),
+            "inference_ms": round(result.latency.inference_ms, 4),
+            "total_ms": round(result.latency.total_ms, 4),
+        },
         "respelled_labels": dict(result.match.respelled),
         "unknown_labels": list(result.match.unknown),
         "labels_without_images": list(result.match.unused),

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clf_runtime.evaluation.calibration import compute_calibration_error
 from clf_runtime.spec import Metrics, Normalize
 from clf_train.data.cache import PixelStore, Shard
 from clf_train.data.dataset import Int64Array
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
-from clf_train.engine.calibration import Float32Array, compute_calibration_error, fit_temperature
+from clf_train.engine.calibration import Float32Array, fit_temperature
 
 # EfficientNet-Lite0 at 224 pixels is as fast with 16 images as with 32, and takes gigabytes with 500.
 _MAX_BATCH, _BATCH_PIXELS = 500, 16 * 224 * 224

@@ -16,9 +16,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clf_runtime import artifacts, files
+from clf_runtime.evaluation.calibration import CALIBRATION_BINS, CalibrationBin, bin_by_confidence
 from clf_runtime.progress import format_duration
 from clf_runtime.spec import Metrics, ModelSpec
-from clf_train.engine.calibration import CALIBRATION_BINS, CalibrationBin, bin_by_confidence
 from clf_train.history import Epoch
 from clf_train.report.analysis import (
     Cell,

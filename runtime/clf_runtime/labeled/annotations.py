@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clf_runtime.errors import DataError
+from clf_runtime.labeled.images import Columns, raise_if_columns_named
 from clf_runtime.labeled.rows import Manifest, Row
 from clf_runtime.labeled.table import parse_json
 
@@ -14,13 +15,15 @@ from clf_runtime.labeled.table import parse_json
 _FOLDERS = ("", "images", "data", "upload")
 
 
-def read_annotations(path: Path) -> Manifest:
-    """Read a COCO file, or an export of Label Studio as JSON or JSON-MIN.
+def read_annotations(path: Path, columns: Columns) -> Manifest:
+    """Read a COCO file, or an export of Label Studio as JSON or JSON-MIN; it has no columns to choose.
 
     Raises:
+        UsageError: `columns` names some.
         DataError: It is in none of these formats, or an image has several labels.
         OSError: It cannot be read.
     """
+    raise_if_columns_named(path, columns)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -112,7 +112,7 @@ def _read_tar(path: Path) -> Contents:
                 if info.sparse is not None:
                     raise DataError(f"{path}: {name} is stored as a sparse file; pack the archive without --sparse")
                 contents.members[name] = Member(str(path), name, "tar", info.offset_data, info.size)
-        _raise_if_cut_off(file, tar)
+        _raise_if_incomplete(file, tar)
     return contents
 
 
@@ -120,14 +120,11 @@ def _open_tar(path: Path, content: bytes | None) -> IO[bytes]:
     return path.open("rb") if content is None else io.BytesIO(content)
 
 
-def _raise_if_cut_off(file: IO[bytes], tar: tarfile.TarFile) -> None:
-    """Raise tarfile.ReadError if the last member is not the end: tarfile stops at a damaged header without an error."""
+def _raise_if_incomplete(file: IO[bytes], tar: tarfile.TarFile) -> None:
+    """Raise tarfile.ReadError if there is more: at a damaged header tarfile ends without an error."""
     file.seek(tar.offset)
     if any(file.read(tarfile.BLOCKSIZE)):
         raise tarfile.ReadError(f"no valid member at byte {tar.offset:,}")
-    last = max((info.offset_data + info.size for info in tar.getmembers() if info.isreg()), default=0)
-    if last > file.seek(0, 2):
-        raise tarfile.ReadError("its last member is cut off")
 
 
 def _decompress(path: Path, module_name: str) -> bytes:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from clf_runtime.errors import DataError, UsageError
 from clf_runtime.labeled.annotations import read_annotations
 from clf_runtime.labeled.archive import is_archive_name, open_archive
-from clf_runtime.labeled.folder import find_in_archive, find_in_folder
-from clf_runtime.labeled.images import Columns, LabeledImages
-from clf_runtime.labeled.rows import images_from_manifest
-from clf_runtime.labeled.table import read_csv, read_json_lines, read_parquet
+from clf_runtime.labeled.folder import find_in_archive, find_in_folder, find_split_folders
+from clf_runtime.labeled.images import Columns, LabeledImages, Split, raise_if_columns_named
+from clf_runtime.labeled.rows import Manifest, images_from_manifest
+from clf_runtime.labeled.table import has_label_column, read_csv, read_json_lines, read_parquet
+from clf_runtime.labeled.tree import FolderTree
 
-_TABLES = {
+_Read = Callable[[Path, Columns], Manifest]
+
+_READERS: Mapping[str, _Read] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".jsonl": read_json_lines,
     ".ndjson": read_json_lines,
     ".parquet": read_parquet,
+    ".json": read_annotations,
 }
+
+# Manifests in the folder of their images: of Hugging Face's imagefolder, and of Roboflow's COCO exports.
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet", "_annotations.coco.json")
 
 
 def find_labeled_images(source: Path, columns: Columns = Columns()) -> LabeledImages:  # noqa: B008 (frozen)
@@ -45,19 +53,22 @@ def find_labeled_images(source: Path, columns: Columns = Columns()) -> LabeledIm
 
 def _find(source: Path, columns: Columns) -> LabeledImages:
     if source.is_dir():
-        _raise_if_columns_named(source, columns)
-        return find_in_folder(source)
+        return _find_by_metadata(source, columns) or _find_without_columns(source, columns)
     if not source.exists():
         raise DataError(
             f"{source}: no such folder, and no data set of this name; expected a folder with a folder of images for "
             "each class, an archive of it, or a manifest"
         )
-    suffix = source.suffix.lower()
-    if suffix in _TABLES:
-        return images_from_manifest(_TABLES[suffix](source, columns))
-    _raise_if_columns_named(source, columns)
-    if suffix == ".json":
-        return images_from_manifest(read_annotations(source))
+    read = _READERS.get(source.suffix.lower())
+    if read is not None:
+        return images_from_manifest(read(source, columns))
+    return _find_without_columns(source, columns)
+
+
+def _find_without_columns(source: Path, columns: Columns) -> LabeledImages:
+    raise_if_columns_named(source, columns)
+    if source.is_dir():
+        return find_in_folder(source)
     if is_archive_name(source.name):
         return find_in_archive(*open_archive(source))
     raise DataError(
@@ -66,10 +77,45 @@ def _find(source: Path, columns: Columns) -> LabeledImages:
     )
 
 
-def _raise_if_columns_named(source: Path, columns: Columns) -> None:
-    for option, name in (("image", columns.image), ("label", columns.label), ("split", columns.split)):
-        if name is not None:
-            raise UsageError(f"--{option}-column {name}: applies to a table, and {source} is none")
+def _find_by_metadata(folder: Path, columns: Columns) -> LabeledImages | None:
+    """Find the images that a manifest in their folder lists, or one in each folder of a split; None without any."""
+    manifest = _find_metadata(folder, columns)
+    if manifest is not None:
+        return images_from_manifest(manifest)
+    folders = find_split_folders(FolderTree(folder), "")
+    manifests = {split: _find_metadata(folder / name, columns) for split, name in folders.items()}
+    parts: dict[Split, LabeledImages] = {}
+    for split, of_part in manifests.items():
+        if of_part is not None:
+            parts[split] = images_from_manifest(of_part)
+    if not parts:
+        return None
+    if len(parts) < len(folders):
+        missing = next(name for split, name in folders.items() if split not in parts)
+        raise DataError(f"{folder / missing}: has no metadata.csv, unlike the other splits; add it, or remove all")
+    return _join_parts(folder, parts, folders)
+
+
+def _find_metadata(folder: Path, columns: Columns) -> Manifest | None:
+    for path in (folder / name for name in _METADATA):
+        # A table without classes may describe anything; the folders are the classes then.
+        if path.is_file() and (columns.label is not None or has_label_column(path)):
+            return _READERS[path.suffix](path, columns)
+    return None
+
+
+def _join_parts(root: Path, parts: Mapping[Split, LabeledImages], folders: Mapping[Split, str]) -> LabeledImages:
+    joined = [(split, f"{folders[split]}/", images) for split, images in parts.items()]
+    has_groups = all(images.groups is not None for images in parts.values())
+    return LabeledImages(
+        root,
+        tuple(prefix + name for _, prefix, images in joined for name in images.names),
+        tuple(label for _, _, images in joined for label in images.labels),
+        tuple(split for split, _, images in joined for _ in images.names),
+        tuple(group for _, _, images in joined for group in images.groups or ()) if has_groups else None,
+        folders,
+        tuple(warning for _, _, images in joined for warning in images.warnings),
+    )
 
 
 def _group(images: LabeledImages, pattern: str | None) -> LabeledImages:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from clf_runtime.errors import DataError
+from clf_runtime.errors import DataError, UsageError
 from clf_runtime.labeled.members import Archive, Member
 
 Split = Literal["train", "validation", "test"]
@@ -99,3 +99,10 @@ def raise_if_outside(name: str, source: str) -> None:
     """Raise DataError if a name with / could lead out of the folder or archive that it is relative to."""
     if name.startswith("/") or name[1:2] == ":" or ".." in name.split("/"):
         raise DataError(f"{source}: {name!r} leads outside; expected a path below it, without a leading / or ..")
+
+
+def raise_if_columns_named(source: Path, columns: Columns) -> None:
+    """Raise UsageError if columns are named for a source that has none; a group may still be a regular expression."""
+    for option, name in (("image", columns.image), ("label", columns.label), ("split", columns.split)):
+        if name is not None:
+            raise UsageError(f"--{option}-column {name}: applies to a table, and {source} is none")

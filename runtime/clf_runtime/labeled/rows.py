@@ -106,7 +106,8 @@ def _resolve_images(manifest: Manifest, rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         name = _name_from_path(row.image, root)
         raise_if_outside(name, f"{manifest.path}: {row.place}")
-        found = next((name for name in _candidates(name, manifest.folders) if _is_file(root, name)), None)
+        names = _candidates(name, manifest.folders)
+        found = next((name for name in names if os.path.isfile(f"{root}/{name}")), None)  # noqa: PTH113 (for each image)
         if found is None:
             missing.append(row)
         else:
@@ -136,13 +137,6 @@ def _candidates(name: str, folders: tuple[str, ...]) -> list[str]:
     if len(folders) > 1 and "/" in name:
         names += [posixpath.join(folder, posixpath.basename(name)) for folder in folders]
     return names
-
-
-def _is_file(root: str, name: str) -> bool:
-    try:
-        return os.path.isfile(f"{root}/{name}")  # noqa: PTH113 (for each image)
-    except ValueError:  # a zero byte
-        return False
 
 
 def _drop_repeated(manifest: Manifest, rows: Sequence[Row], warnings: list[str]) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _ANY_NAME = ("utf-8", "surrogateescape")  # names of files may have bytes that are not UTF-8
@@ -42,49 +42,46 @@ def select_split(groups: Sequence[str], targets: Sequence[int], rule: SplitRule)
     Returns:
         The indices of the selected images, ascending.
     """
-    selected: set[int] = set()
-    found = _Groups(groups, targets)
-    ranks = {
-        group: hashlib.sha256(f"{rule.seed}/{rule.purpose}/{group}".encode(*_ANY_NAME)).digest()
-        for group in found.members
+    totals = Counter(targets)
+    goals = {
+        target: min(max(1, round(rule.share * total)), total - 1) if total >= rule.smallest else 0
+        for target, total in totals.items()
     }
-    for target, total in sorted(Counter(targets).items()):
-        count = max(1, round(rule.share * total)) if total >= rule.smallest else 0
-        for group in sorted(found.of_class[target], key=ranks.__getitem__):
-            if found.selected[target] >= min(count, total - 1):
-                break
-            if found.fits(group, target, count):
-                selected.update(found.select(group))
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    ranks = {
+        group: hashlib.sha256(f"{rule.seed}/{rule.purpose}/{group}".encode(*_ANY_NAME)).digest() for group in members
+    }
+    selected: set[int] = set()
+    selection = _Selection(totals, goals)
+    # Again for classes whose groups are all larger than what they lack; only the metrics need images of every class.
+    for accept in (selection.comes_nearer, selection.fills_a_class)[: 2 if rule.purpose == "test" else 1]:
+        for group in sorted(members, key=ranks.__getitem__):
+            sizes = Counter(targets[index] for index in members[group])
+            if members[group][0] not in selected and selection.leaves_some(sizes) and accept(sizes):
+                selection.counts.update(sizes)
+                selected.update(members[group])
     return sorted(selected)
 
 
-class _Groups:
-    """The groups of images, and how many images of each class are selected with the groups that are."""
+class _Selection:
+    """How many images of each class are selected, of how many, and how many there should be."""
 
-    def __init__(self, groups: Sequence[str], targets: Sequence[int]) -> None:
-        self.members: dict[str, list[int]] = {}
-        self.of_class: dict[int, dict[str, int]] = {}  # class → group → images of the class in the group
-        self.selected: Counter[int] = Counter()
-        self._targets = targets
-        self._totals = Counter(targets)
-        self._taken: set[str] = set()
-        for index, (group, target) in enumerate(zip(groups, targets, strict=True)):
-            self.members.setdefault(group, []).append(index)
-            sizes = self.of_class.setdefault(target, {})
-            sizes[group] = sizes.get(group, 0) + 1
+    def __init__(self, totals: Mapping[int, int], goals: Mapping[int, int]) -> None:
+        self.counts: Counter[int] = Counter()
+        self._totals = totals
+        self._goals = goals
 
-    def fits(self, group: str, target: int, count: int) -> bool:
-        """Return whether a group brings a class nearer to `count` images and leaves some of each class."""
-        if group in self._taken:
-            return False
-        classes = Counter(self._targets[index] for index in self.members[group])
-        if any(self.selected[label] + size >= self._totals[label] for label, size in classes.items()):
-            return False
-        excess = self.selected[target] + classes[target] - count
-        return not self.selected[target] or excess <= count - self.selected[target]
+    def leaves_some(self, sizes: Mapping[int, int]) -> bool:
+        """Return whether images of each class are left if a group with these numbers of images is selected."""
+        return all(self.counts[target] + size < self._totals[target] for target, size in sizes.items())
 
-    def select(self, group: str) -> list[int]:
-        """Select a group, and return its images."""
-        self._taken.add(group)
-        self.selected.update(self._targets[index] for index in self.members[group])
-        return self.members[group]
+    def comes_nearer(self, sizes: Mapping[int, int]) -> bool:
+        """Return whether such a group brings the counts nearer to the goals."""
+        missing = {target: self._goals[target] - self.counts[target] for target in sizes}
+        return sum(abs(missing[target] - size) - abs(missing[target]) for target, size in sizes.items()) < 0
+
+    def fills_a_class(self, sizes: Mapping[int, int]) -> bool:
+        """Return whether such a group has a class of which no image is selected, and one should be."""
+        return any(self._goals[target] and not self.counts[target] for target in sizes)

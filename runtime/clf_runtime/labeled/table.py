@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ LABEL_COLUMNS = (
 )
 SPLIT_COLUMNS = ("split", "subset", "set", "partition", "data_set", "dataset")
 
+_MAX_HEADER_BYTES = 1 << 16
 _DELIMITERS = ",;\t|"
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -126,11 +128,13 @@ def parse_json(text: str, source: str) -> object:
 
 
 def has_label_column(path: Path) -> bool:
-    """Return whether the header of a CSV file, or the first line of JSON lines, has an image and a label column."""
+    """Return whether the first line of CSV or JSON lines names a label column; others are not opened, and have one."""
+    if path.suffix not in (".csv", ".jsonl"):
+        return True
     with path.open("rb") as file:
-        head = file.readline(1 << 16).decode("utf-8-sig", "replace").casefold()
-    names = {cell.strip(' "{}\r\n').partition('"')[0] for part in head.split(",") for cell in part.split(";")}
-    return bool(names & set(IMAGE_COLUMNS)) and bool(names & set(LABEL_COLUMNS))
+        head = file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig", "replace").casefold()
+    names = (name.strip(' "{}\r\n') for name in re.split(r"[,;\t|:]", head))
+    return not set(LABEL_COLUMNS).isdisjoint(names)
 
 
 def _decode(path: Path) -> tuple[str, tuple[str, ...]]:

@@ -60,7 +60,9 @@ class FolderTree(ImageTree):
 
     def _walk(self, top: str, prefix_of_top: str) -> Iterator[str]:
         # Not Path.rglob: it asks the system about each file again, which the folder's listing has already answered.
-        entered: set[tuple[int, int]] = set()
+        # A link to a folder above this one would bring in the images of every other class.
+        above = (*Path(top).resolve().parents, *([self._root] if prefix_of_top else []))
+        entered = {(status.st_dev, status.st_ino) for status in map(os.stat, above)}
         folders: list[tuple[str, str]] = [(top, "")]
         linked: list[tuple[str, str]] = []
         while folders or linked:

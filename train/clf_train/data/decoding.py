@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -126,6 +127,7 @@ def _split_into_chunks(files: Iterable[ImageFile], size: int) -> Iterator[list[I
 def _initialize_worker() -> None:
     """Leave Ctrl-C to the parent process, and exit when it ends."""
     keep_freed_memory()
+    warnings.filterwarnings("ignore", module="PIL")  # as in the parent process; the findings tell what matters
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -89,6 +89,7 @@ class Page:
     uncalibrated_error: float | None  # calibration error without the temperature
     is_pixelated: bool
     bins: tuple[CalibrationBin, ...]
+    warnings: tuple[str, ...]  # what is wrong with the training
 
 
 def html_from_run(results: RunResults) -> str:
@@ -159,6 +160,7 @@ def _build_page(results: RunResults) -> Page:
         uncalibrated_error=results.uncalibrated.calibration_error if results.uncalibrated else None,
         is_pixelated=max(predictions.pixels.shape[:2]) <= MAX_PIXELATED_SIDE,
         bins=bin_by_confidence(predictions.confidence, predictions.correct),
+        warnings=results.warnings,
     )
 
 

@@ -57,6 +57,7 @@ def test_the_wheel_contains_the_three_packages_their_templates_and_the_license(w
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
         "clf-bench",
+        "clf-eval",
         "clf-export",
         "clf-import",
         "clf-run",

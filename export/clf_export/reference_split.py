@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from clf_runtime import artifacts
-from clf_runtime.errors import DataError, InvalidModelError
-from clf_runtime.labeled.images import Columns
+from clf_runtime.errors import DataError
 from clf_runtime.preprocess import UInt8Array
-from clf_runtime.spec import ModelSpec, Preprocess, Provenance
-from clf_train.config import DataSource, load_dataset
+from clf_runtime.spec import ModelSpec, Preprocess
+from clf_train.config import load_dataset
 from clf_train.data.cache import Shard, choose_cache
 from clf_train.data.dataset import Dataset, ImageSet, Int64Array, interleave_classes, raise_if_unreadable
 from clf_train.data.loading import decode_dataset, select_readable
+from clf_train.provenance import restore_source
 
 _CALIBRATION_IMAGES = 128
 _SEARCH_IMAGES = 1000
@@ -72,13 +72,7 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
         raise DataError(
             "model.json: names no data, and the parity check needs labeled images; add --data NAME or --data DIR"
         )
-    source = DataSource(
-        data=name,
-        data_root=data_root or provenance.data_root or "data",
-        test_split=provenance.test_split,
-        seed=provenance.seed,
-        columns=_choose_columns(provenance, name),
-    )
+    source = restore_source(provenance, name, data_root)
     try:
         dataset = load_dataset(source)
     except DataError as error:
@@ -86,19 +80,6 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
     split = _decode_test_split(dataset, spec.preprocess, folder)
     _raise_if_changed(source.data, split.dataset, spec)
     return split
-
-
-def _choose_columns(provenance: Provenance, name: str) -> Columns:
-    """Return the columns of the training; those of its table only if the data is a table again."""
-    try:
-        columns = Columns(**(provenance.columns or {}))
-    except TypeError:  # the file was edited, or written by a later version
-        names = ", ".join(provenance.columns or ())
-        raise InvalidModelError(
-            f"model.json: provenance.columns has {names}; expected only image, label, split and group_by; train again"
-        ) from None
-    is_same_kind = Path(name).suffix == Path(provenance.data or "").suffix
-    return columns if is_same_kind else Columns(group_by=columns.group_by)
 
 
 def _decode_test_split(dataset: Dataset, preprocess: Preprocess, folder: Path) -> TestSplit:

@@ -12,9 +12,11 @@ import torch
 from odd_images import drawing
 from torch import nn
 
+from clf_runtime.spec import Metrics
 from clf_train.engine.evaluate import normalize_images
 from clf_train.models.factory import build_model
 from clf_train.models.saved import load_saved_model
+from clf_train.summary import format_accuracy
 
 TEN = ",".join("0123456789")
 
@@ -38,7 +40,7 @@ def test_an_imported_checkpoint_has_the_same_predictions(command, checkpoint, ar
     for key in ("labels", "metrics", "temperature", "preprocess", "normalize"):
         assert spec[key] == expected[key]
     assert done.out == (
-        f"accuracy {100 * spec['metrics']['accuracy']:.2f} % on 359 test images; "
+        f"{format_accuracy(Metrics(**spec['metrics']))}; "
         "wrote mine/model.pt with 10 labels; next: clf-export -a mine --format onnx\n"
     )
     exported = command("clf-export", "-a", "mine")
@@ -63,7 +65,7 @@ def test_after_an_import_without_data_the_export_needs_some(command, checkpoint,
     )
     done = command("clf-import", *arguments, "--mean", "0.5", "--std", "0.5")
     assert done.code == 0, done.err
-    assert done.out == "wrote artifacts/model.pt with 10 labels; next: clf-export --data NAME|DIR --format onnx\n"
+    assert done.out == "wrote artifacts/model.pt with 10 labels; next: clf-export --data FOLDER --format onnx\n"
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"model.pt", "model.json"}
     without_data = command("clf-export")
     assert without_data.code == 3
@@ -124,7 +126,9 @@ def test_a_network_of_a_users_factory_is_imported_exported_and_run(command, tmp_
         ({"--labels": "labels.txt"}, 2, "labels.txt: no such file; expected one with a label on each line"),
         ({"--size": None}, 2, "set them with --size HxW and --color L or RGB"),
         ({"--color": "RGB"}, 3, "wrong shape: 0.weight (found 32x1x3x3, expected 32x3x3x3)"),
-        ({"--mean": "0.1,0.2"}, 2, "--mean and --std: found 2 numbers; expected 1"),
+        ({"--mean": "0.1,0.2"}, 2, "--mean: found 2 numbers; expected 1 number"),
+        ({"--mean": "inf"}, 2, "--mean: found inf; expected finite numbers"),
+        ({"--std": "0"}, 2, "--std: found 0; expected numbers above 0, of pixels in 0..1"),
         ({"--mean": "half"}, 2, "'half' is not a number"),
         ({"--data": "mnist-of-mine"}, 3, "no such folder"),
         ({"--labels": "9,8,7,6,5,4,3,2,1,0", "--data": "digits"}, 3, "its classes are ['0', '1'"),

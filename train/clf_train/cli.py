@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+import time
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
 from clf_runtime import __version__
-from clf_runtime.command import ARTIFACTS_OPTION, execute
+from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import DataError, InvalidModelError, UsageError
 from clf_train import torchrun
-from clf_train.progress import Progress, format_percent
+from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
+from clf_train.progress import Progress
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
+from clf_train.summary import format_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from clf_runtime.spec import Color, ResizeMode
     from clf_train.config import CacheOption
-    from clf_train.training import TrainResult
+
+_STARTED = time.monotonic()  # for --budget
 
 # Shared with clf-import.
 DATA_ROOT_OPTION = click.option(
@@ -93,6 +98,21 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic f
         return int(parts[0]), int(parts[-1])
 
 
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
+    """A number with a unit: s, min or h."""
+
+    name = "TIME"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", str(value).strip())
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is not a time; expected 90s, 5min or 1h, for example.", param, ctx)
+        return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+
+
 def _list_models(context: click.Context, parameter: click.Parameter, is_requested: bool) -> None:
     if is_requested:
         for row in MODELS:
@@ -139,11 +159,22 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     show_default=True,
     help="A name from --list-models, or your own function.",
 )
-@click.option("--weights", metavar="DEFAULT|FILE", help="Start from ImageNet weights, or from a state_dict in a file.")
+@click.option(
+    "--weights",
+    metavar="DEFAULT|none|FILE",
+    help="Start from ImageNet weights, from scratch, or from a state_dict in a file.  "
+    "[default: ImageNet weights that a Python package contains, if the model has any]",
+)
 @click.option(
     "--epochs",
     type=click.FloatRange(0, min_open=True),
     help="Passes over the training images; 0.5 sees half of them.  [default: the recipe's]",
+)
+@click.option(
+    "--budget",
+    "budget_s",
+    type=Duration(),
+    help="Time until the model is finished, like 90s, 5min or 1h: chooses the epochs, and which layers are trained.",
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images per step.  [default: the recipe's]")
 @click.option(
@@ -151,9 +182,15 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     type=click.FloatRange(0, min_open=True),
     help="Peak of the one-cycle schedule.  [default: the recipe's]",
 )
-@click.option("--size", type=Size(), help="Input size in pixels.  [default: that of the images, at most 64]")
+@click.option(
+    "--size",
+    type=Size(),
+    help="Input size in pixels.  [default: 224 for photos, otherwise that of the images, at most 64]",
+)
 @COLOR_OPTION
 @RESIZE_OPTION
+@MEAN_OPTION
+@STD_OPTION
 @data_options
 @TEST_SPLIT_OPTION
 @SEED_OPTION
@@ -203,11 +240,14 @@ def command(
     model: str,
     weights: str | None,
     epochs: float | None,
+    budget_s: float | None,
     batch_size: int | None,
     learning_rate: float | None,
     size: tuple[int, int] | None,
     color: Color | None,
     resize: ResizeMode,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     image_column: str | None,
     label_column: str | None,
     split_column: str | None,
@@ -240,8 +280,10 @@ def command(
         source=DataSource(data, data_root, test_split, seed, columns),
         model=model,
         weights=weights,
-        input=InputOptions(size, color, resize),
+        input=InputOptions(size, color, resize, mean, std),
         epochs=epochs,
+        budget_s=budget_s,
+        started=_STARTED,
         batch_size=batch_size,
         learning_rate=learning_rate,
         device=device,
@@ -267,20 +309,9 @@ def command(
                 raise
             sys.exit(error.exit_code)  # every process raises the same error; one prints it
     if torchrun.is_main_process():
-        _print_result(result, artifacts)
-
-
-def _print_result(result: TrainResult, artifacts: str) -> None:
-    metrics = result.spec.metrics
-    assert metrics is not None
-    option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    click.echo(
-        f"accuracy {format_percent(metrics.accuracy)} on {metrics.images:,} test images, calibration error "
-        f"{format_percent(metrics.calibration_error)} "
-        f"({format_percent(result.uncalibrated.calibration_error)} before temperature scaling); "
-        f"wrote {result.artifacts / 'model.pt'}, {result.artifacts / 'report.html'}; "
-        f"next: clf-export{option} --format onnx"
-    )
+        for warning in result.warnings:
+            say(f"warning: {warning}")
+        click.echo(format_result(result, artifacts))
 
 
 def main() -> NoReturn:

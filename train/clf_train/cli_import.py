@@ -19,23 +19,11 @@ from clf_train.cli import (
     Size,
     data_options,
 )
-from clf_train.progress import format_percent
+from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
+from clf_train.summary import format_accuracy, format_export_command
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, ResizeMode
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
-    """One number, or one for each channel, separated by commas."""
-
-    name = "X[,Y,Z]"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Return the numbers."""
-        try:
-            return tuple(float(text) for text in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a number; expected 0.5 or 0.485,0.456,0.406, for example.", param, ctx)
 
 
 @click.command(
@@ -63,8 +51,8 @@ Exit codes: 0 success, 2 usage error, 3 invalid weights or data,
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: the model's]")
 @COLOR_OPTION
 @RESIZE_OPTION
-@click.option("--mean", type=Numbers(), help="Mean of pixels in 0..1, as in training.  [default: the model's]")
-@click.option("--std", type=Numbers(), help="Their standard deviation.  [default: the model's]")
+@MEAN_OPTION
+@STD_OPTION
 @click.option(
     "--data", "-d", metavar="NAME|DIR|FILE", help="Labeled images, to measure the accuracy and fit the temperature."
 )
@@ -108,20 +96,16 @@ def command(
         labels=read_labels(labels),
         source=DataSource(data or "", data_root, test_split, seed, columns),
         has_data=data is not None,
-        input=InputOptions(size, color, resize),
-        mean=mean,
-        std=std,
+        input=InputOptions(size, color, resize, mean, std),
         overwrite=overwrite,
         command=shlex.join(["clf-import", *sys.argv[1:]]),
     )
     folder = Path(artifacts)
-    metrics = import_model(config, folder).metrics
-    accuracy = f"accuracy {format_percent(metrics.accuracy)} on {metrics.images:,} test images; " if metrics else ""
-    folder_option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    data_option = "" if data is not None else " --data NAME|DIR"
+    spec = import_model(config, folder)
+    accuracy = f"{format_accuracy(spec.metrics)}; " if spec.metrics else ""
     click.echo(
         f"{accuracy}wrote {folder / 'model.pt'} with {len(config.labels)} labels; "
-        f"next: clf-export{folder_option}{data_option} --format onnx"
+        f"next: {format_export_command(spec, artifacts)}"
     )
 
 

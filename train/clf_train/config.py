@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,8 @@ class InputOptions:
     size: tuple[int, int] | None = None  # (height, width) in pixels
     color: Color | None = None
     resize: ResizeMode = "crop"
+    mean: tuple[float, ...] | None = None  # one value or one per channel, of pixels in 0..1
+    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,11 @@ class TrainConfig:
 
     source: DataSource = field(default_factory=lambda: DataSource("digits"))
     model: str = AUTO
-    weights: str | None = None  # clf_train.registry.DEFAULT_WEIGHTS, or a file
+    weights: str | None = None  # clf_train.registry.DEFAULT_WEIGHTS, NO_WEIGHTS, or a file
     input: InputOptions = field(default_factory=InputOptions)
     epochs: float | None = None
+    budget_s: float | None = None  # seconds from `started` to the finished model
+    started: float = field(default_factory=time.monotonic)
     batch_size: int | None = None
     learning_rate: float | None = None
     device: str = "auto"  # or cpu, cuda

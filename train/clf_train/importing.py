@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from clf_runtime import artifacts, files
-from clf_runtime.errors import DataError, InvalidModelError, UsageError
+from clf_runtime.errors import DataError, UsageError
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 from clf_train.config import DataSource, InputOptions, load_dataset
 from clf_train.data.cache import full_shard
 from clf_train.data.dataset import Dataset
 from clf_train.engine.checkpoint import has_checkpoint
-from clf_train.engine.evaluate import EvalResult, Predictor, evaluate, normalize_images
+from clf_train.engine.evaluate import EvalResult, Predictor, evaluate
 from clf_train.models.factory import build_model
+from clf_train.models.fit import raise_if_input_does_not_fit
 from clf_train.models.saved import raise_if_finished, raise_if_not_finite, serialize_state_dict
 from clf_train.models.weights import load_weights
 from clf_train.plan import resolve_input
@@ -36,8 +37,6 @@ class ImportConfig:
     source: DataSource
     has_data: bool  # whether `source` names labeled images; if not, it only records how an export will split them
     input: InputOptions = field(default_factory=InputOptions)
-    mean: tuple[float, ...] | None = None  # one or per channel, of pixels in 0..1; None for the model's default
-    std: tuple[float, ...] | None = None
     overwrite: bool = False
     command: str = ""  # for the provenance
 
@@ -75,8 +74,7 @@ def import_model(config: ImportConfig, folder: Path) -> ModelSpec:
     raise_if_finished(folder, config.overwrite)
     if has_checkpoint(folder) and not config.overwrite:
         raise DataError(f"{folder}: has unfinished training; --overwrite replaces it, -a names another folder")
-    preprocess, normalize = resolve_input(config.model, config.input)
-    normalize = _choose_normalize(config, normalize, preprocess.channels)
+    preprocess, normalize = resolve_input(config.model, _complete_input(config), is_pretrained=True)
     obsolete = (*artifacts.DERIVED, *artifacts.OF_TRAINING, *artifacts.UNFINISHED)
     with files.atomic_folder(folder, artifacts.SPEC, obsolete) as staging:
         model = _load_model(config, preprocess, normalize)
@@ -99,28 +97,11 @@ def import_model(config: ImportConfig, folder: Path) -> ModelSpec:
     return spec
 
 
-def _choose_normalize(config: ImportConfig, torchvision_default: Normalize, channels: int) -> Normalize:
-    """Return the user's values, otherwise those of the tutorial or of torchvision, otherwise the identity."""
-    row = find_model_row(config.model)
-    if row is not None:
-        mean, std = row.normalize
-        default = Normalize((mean,) * channels, (std,) * channels)
-    elif config.model in TORCHVISION:
-        default = torchvision_default
-    else:
-        default = Normalize((0.0,) * channels, (1.0,) * channels)
-    return Normalize(
-        _repeat_per_channel(config.mean, channels) or default.mean,
-        _repeat_per_channel(config.std, channels) or default.std,
-    )
-
-
-def _repeat_per_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
-    if values is None or len(values) == channels:
-        return values
-    if len(values) == 1:
-        return values * channels
-    raise UsageError(f"--mean and --std: found {len(values)} numbers; expected 1, or {channels} (one for each channel)")
+def _complete_input(config: ImportConfig) -> InputOptions:
+    """Return the user's choices; nothing is known about weights of a user's factory, so pixels in 0..1 are assumed."""
+    if find_model_row(config.model) is not None or config.model in TORCHVISION:
+        return config.input
+    return replace(config.input, mean=config.input.mean or (0.0,), std=config.input.std or (1.0,))
 
 
 def _load_model(config: ImportConfig, preprocess: Preprocess, normalize: Normalize) -> nn.Module:
@@ -128,30 +109,8 @@ def _load_model(config: ImportConfig, preprocess: Preprocess, normalize: Normali
     load_weights(model, config.weights)
     raise_if_not_finite(model, config.weights)
     model = model.float().eval()
-    _raise_if_input_does_not_fit(model, config, preprocess, normalize)
+    raise_if_input_does_not_fit(model, config.model, preprocess, len(config.labels))
     return model
-
-
-def _raise_if_input_does_not_fit(
-    model: nn.Module, config: ImportConfig, preprocess: Preprocess, normalize: Normalize
-) -> None:
-    """Run two images, since nothing else shows that a network cannot take this size."""
-    expected = (2, len(config.labels))
-    try:
-        with torch.inference_mode():
-            logits = model(normalize_images(torch.zeros((2, *preprocess.shape), dtype=torch.uint8), normalize))
-    except Exception as error:  # any layer can raise anything for an input that does not fit
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidModelError(
-            f"{config.model}: fails on {preprocess.height}x{preprocess.width} {preprocess.color} images ({reason}); "
-            "use another --size or --color"
-        ) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InvalidModelError(
-            f"{config.model}: returns {found} for two images, expected logits of shape {expected}; "
-            "use another --model or --labels"
-        )
 
 
 def _load_dataset(config: ImportConfig) -> Dataset:

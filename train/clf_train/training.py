@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from clf_runtime import artifacts, files
 from clf_runtime.errors import DataError
@@ -20,13 +22,25 @@ from clf_train.data.cache import ArrayPixels, LazyPixels, PixelStore
 from clf_train.data.dataset import FileImageSet
 from clf_train.data.loading import LoadedDataset
 from clf_train.distributed import ProcessGroup
-from clf_train.engine.checkpoint import CheckpointSchedule, CheckpointStore, discard_checkpoints, has_checkpoint
+from clf_train.engine.budget import fit_to_budget, restore_recipe
+from clf_train.engine.checkpoint import (
+    CheckpointSchedule,
+    CheckpointStore,
+    discard_checkpoints,
+    has_checkpoint,
+    read_identity,
+)
+from clf_train.engine.collapse import CollapseMonitor
 from clf_train.engine.device import select_device
 from clf_train.engine.evaluate import EvalResult, Predictor, compute_probabilities, evaluate
+from clf_train.engine.latency import estimate_latency
 from clf_train.engine.signals import defer_signals
 from clf_train.engine.trainer import Trainer, TrainerOptions
+from clf_train.engine.transfer import ProbeStart, start_from_probe
 from clf_train.history import Epoch, csv_from_history
 from clf_train.inputs import TrainInputs, Workplace, prepare_inputs
+from clf_train.models.efficientnet_lite import EfficientNetLite
+from clf_train.models.fit import raise_if_input_does_not_fit
 from clf_train.models.saved import raise_if_finished, serialize_state_dict
 from clf_train.models.weights import create_model
 from clf_train.plan import TrainPlan
@@ -45,6 +59,8 @@ class TrainResult:
     spec: ModelSpec
     uncalibrated: Metrics  # on the test split, without the temperature
     artifacts: Path
+    warnings: tuple[str, ...] = ()  # what is wrong with the training
+    latency_ms: float | None = None  # expected of the exported model on this machine; None if it cannot be estimated
 
 
 def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> TrainResult:
@@ -56,7 +72,7 @@ def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> Train
 
     Raises:
         DataError: the images cannot be used, or the folder has a model or unfinished training.
-        InvalidModelError: the weights to start from do not fit.
+        InvalidModelError: the weights to start from do not fit, or the training diverges.
         MachineError, OSError: this machine cannot do it.
         UsageError: an option contradicts the model.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint is written.
@@ -112,14 +128,14 @@ def _open_staging(folder: Path, group: ProcessGroup) -> Iterator[Path]:
 def _train(
     config: TrainConfig, inputs: TrainInputs, workplace: Workplace, tensorboard: TensorBoardWriter
 ) -> TrainResult:
-    plan, loaded = inputs.plan, inputs.loaded
-    torch.manual_seed(config.source.seed)
-    model = create_model(plan.architecture, config.weights, plan.preprocess.shape, len(loaded.dataset.labels))
-    options = TrainerOptions(
-        plan.recipe, plan.normalize, config.source.seed, device=workplace.device, group=workplace.group
-    )
-    trainer = Trainer(model, loaded.train, loaded.validation, options)
-    _run(config, inputs, workplace, trainer, tensorboard)
+    loaded = inputs.loaded
+    model, start = _start(config, inputs, workplace)
+    inputs = dataclasses.replace(inputs, plan=_fit_plan(config, inputs, workplace, model))
+    plan = inputs.plan
+    trainer = _create_trainer(config, inputs, workplace, model)
+    warnings = _run(config, inputs, workplace, trainer, tensorboard)
+    if start is not None:
+        start.keep_better(model, trainer.history, workplace.callbacks.on_message)
     predictor = Predictor(model, plan.normalize, workplace.device, workplace.group)
     evaluation = evaluate(predictor, loaded.validation, loaded.test, loaded.dataset.test_name)
     tensorboard.write_evaluation(evaluation, len(trainer.history))
@@ -135,8 +151,49 @@ def _train(
     )
     if workplace.group.is_main:
         _write_model(workplace.staging, spec, weights, loaded)
-        _write_report(workplace.staging, spec, trainer.history, loaded, evaluation)
-    return TrainResult(spec, evaluation.uncalibrated, workplace.folder)
+        results = _collect_results(spec, trainer.history, loaded, evaluation)
+        results = dataclasses.replace(results, features=None if start is None else start.features)
+        _write_report(workplace.staging, dataclasses.replace(results, warnings=warnings))
+    latency_ms = estimate_latency(model, plan.preprocess) if workplace.group.is_main else None
+    return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings, latency_ms)
+
+
+def _start(config: TrainConfig, inputs: TrainInputs, workplace: Workplace) -> tuple[nn.Module, ProbeStart | None]:
+    """Build the network; a pretrained one that is trained in part starts as a linear probe."""
+    plan, loaded, callbacks = inputs.plan, inputs.loaded, workplace.callbacks
+    callbacks.on_message(inputs.summary)
+    torch.manual_seed(config.source.seed)
+    model = create_model(plan.architecture, plan.weights, plan.preprocess.shape, len(loaded.dataset.labels))
+    raise_if_input_does_not_fit(model, plan.architecture, plan.preprocess, len(loaded.dataset.labels))
+    if plan.recipe.first_block is None:
+        return model, None
+    assert isinstance(model, EfficientNetLite)
+    callbacks.on_features_start(sum(map(len, (loaded.train, loaded.validation, loaded.test))))
+    model.to(workplace.device)
+    predictor = Predictor(model, plan.normalize, workplace.device, workplace.group, callbacks.on_features)
+    start = start_from_probe(model, loaded, predictor)
+    callbacks.on_message(start.describe())
+    return model, start
+
+
+def _fit_plan(config: TrainConfig, inputs: TrainInputs, workplace: Workplace, model: nn.Module) -> TrainPlan:
+    """Return the plan with as many epochs as the budget allows; resumed training keeps those it started with."""
+    plan, group = inputs.plan, workplace.group
+    if config.budget_s is None:
+        return plan
+    identity = read_identity(workplace.folder) if config.resume and group.is_main else None
+    recipe = plan.recipe if identity is None else restore_recipe(plan.recipe, identity)
+    pace = _create_trainer(config, inputs, workplace, model).measure_pace(len(inputs.loaded.dataset.test))
+    if identity is None:
+        left_s = config.budget_s - (time.monotonic() - config.started) - pace.finish_s
+        recipe = fit_to_budget(recipe, pace.epoch_s, left_s)
+    return dataclasses.replace(plan, recipe=group.broadcast(recipe))
+
+
+def _create_trainer(config: TrainConfig, inputs: TrainInputs, workplace: Workplace, model: nn.Module) -> Trainer:
+    plan, loaded, group = inputs.plan, inputs.loaded, workplace.group
+    options = TrainerOptions(plan.recipe, plan.normalize, config.source.seed, workplace.device, group)
+    return Trainer(model, loaded.train, loaded.validation, options)
 
 
 def _run(
@@ -145,8 +202,8 @@ def _run(
     workplace: Workplace,
     trainer: Trainer,
     tensorboard: TensorBoardWriter,
-) -> None:
-    """Run all steps, from the latest checkpoint on if training resumes."""
+) -> tuple[str, ...]:
+    """Run all steps, from the latest checkpoint on if training resumes; return what went wrong."""
     callbacks = workplace.callbacks
     store = CheckpointStore(workplace.folder, _identify(config, inputs.plan, inputs.loaded))
     schedule = CheckpointSchedule(trainer, store, config.checkpoint_every_s, workplace.group)
@@ -154,7 +211,11 @@ def _run(
         schedule.resume(callbacks.on_warning)
     elif workplace.group.is_main:
         discard_checkpoints(workplace.folder)
-    callbacks.on_train_start(inputs.summary, inputs.plan.recipe.epochs, trainer.images, trainer.images_done)
+    dataset, recipe = inputs.loaded.dataset, inputs.plan.recipe
+    monitor = CollapseMonitor(dataset.train.targets, dataset.validation.targets, recipe)
+    pace = trainer.measure_pace(len(dataset.test))
+    estimated_s = pace.estimate(recipe.epochs, trainer.images_done / max(1, trainer.images))
+    callbacks.on_train_start(recipe.epochs, trainer.images, trainer.images_done, estimated_s)
     with defer_signals() as interruption:
         while not trainer.is_done:
             row = trainer.step()
@@ -162,7 +223,11 @@ def _run(
             if row is not None:
                 callbacks.on_epoch(row)
                 tensorboard.write_epoch(row)
+                warning = monitor.check(trainer.history)
+                if warning:
+                    callbacks.on_warning(warning)
             schedule.after_step(epoch_ended=row is not None, interruption=interruption)
+    return monitor.conclude(trainer.history)
 
 
 def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> dict[str, str]:
@@ -171,13 +236,13 @@ def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> di
     return {
         "--data": config.source.data,
         "--seed": str(config.source.seed),
-        "--weights": str(config.weights),
+        "--weights": str(plan.weights),
         "--test-split": str(config.source.test_split),
         # Only those that are set, so that training which began before they existed resumes.
         **{f"--{name}": value for name, value in config.source.columns.to_dict().items()},
         "model": plan.architecture,
         "input": str(plan.preprocess),
-        **{key.replace("_", " "): str(value) for key, value in dataclasses.asdict(plan.recipe).items()},
+        **{key.replace("_", " "): _format_choice(value) for key, value in dataclasses.asdict(plan.recipe).items()},
         "labels": ", ".join(dataset.labels),
         "training images": dataset.train.fingerprint(),
         "validation images": dataset.validation.fingerprint(),
@@ -186,16 +251,21 @@ def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> di
     }
 
 
+def _format_choice(value: object) -> str:
+    """Return a text that is the same for 2 and 2.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedDataset) -> None:
     (staging / artifacts.STATE_DICT).write_bytes(weights)
     (staging / artifacts.SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
     write_samples(staging / artifacts.SAMPLES, loaded.dataset.test, spec)
 
 
-def _write_report(
-    staging: Path, spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
-) -> None:
-    results = RunResults(
+def _collect_results(
+    spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
+) -> RunResults:
+    return RunResults(
         spec=spec,
         history=history,
         pixels=_test_pixels(loaded, spec),
@@ -204,7 +274,10 @@ def _write_report(
         uncalibrated=evaluation.uncalibrated,
         unreadable_images=len(loaded.unreadable),
     )
-    (staging / artifacts.HISTORY).write_text(csv_from_history(history), encoding="utf-8", newline="\n")
+
+
+def _write_report(staging: Path, results: RunResults) -> None:
+    (staging / artifacts.HISTORY).write_text(csv_from_history(results.history), encoding="utf-8", newline="\n")
     (staging / artifacts.REPORT).write_text(html_from_run(results), encoding="utf-8")
 
 

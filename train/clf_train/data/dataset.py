@@ -18,6 +18,7 @@ from PIL import Image
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.labeled.images import ImageFile, Split, locate_image
 from clf_runtime.labeled.members import Archive
+from clf_runtime.labeled.splits import SplitRule, select_split
 from clf_runtime.preprocess import UInt8Array, pixels_from_image
 from clf_runtime.spec import Preprocess
 from clf_train.data.decoding import Decoder, UnreadableImage, read_image_file
@@ -28,7 +29,6 @@ Int64Array = npt.NDArray[np.int64]
 _VALIDATION_SHARE = 0.1
 _MAX_VALIDATION_IMAGES = 2000
 _ERRORS_SHOWN = 3
-_ANY_NAME = ("utf-8", "surrogateescape")  # names of files may have bytes that are not UTF-8
 
 
 class ImageSet(ABC):
@@ -235,53 +235,13 @@ def split_validation(labels: tuple[str, ...], rest: ImageSet, test: ImageSet, te
 def split_off(images: ImageSet, share: float, seed: int, purpose: str, smallest: int) -> tuple[ImageSet, ImageSet]:
     """Split off the same share of each class: (the rest, what was split off), both in their original order.
 
-    An image's split depends only on the seed and its group, which is its name unless the user grouped images: it is the
-    same on every machine, and new images move few of the others. At least one image of a class is split off, unless
-    the class has fewer than `smallest`, and at least one stays; with groups, as nearly as they allow it.
+    See `select_split`, which chooses them.
     """
-    totals = Counter(images.targets.tolist())
-    goals = {
-        target: min(max(1, round(share * total)), total - 1) if total >= smallest else 0
-        for target, total in totals.items()
-    }
-    members: dict[str, list[int]] = {}
-    for index, group in enumerate(images.groups):
-        members.setdefault(group, []).append(index)
-    ranks = {group: hashlib.sha256(f"{seed}/{purpose}/{group}".encode(*_ANY_NAME)).digest() for group in members}
-    selected: set[int] = set()
-    selection = _Selection(totals, goals)
-    targets = images.targets.tolist()
-    # Again for classes whose groups are all larger than what they lack; only the metrics need images of every class.
-    for accept in (selection.comes_nearer, selection.fills_a_class)[: 2 if purpose == "test" else 1]:
-        for group in sorted(members, key=ranks.__getitem__):
-            sizes = Counter(targets[index] for index in members[group])
-            if members[group][0] not in selected and selection.leaves_some(sizes) and accept(sizes):
-                selection.counts.update(sizes)
-                selected.update(members[group])
-    remaining = [index for index in range(len(images)) if index not in selected]
-    return images.subset(remaining), images.subset(sorted(selected))
-
-
-class _Selection:
-    """How many images of each class are selected, of how many, and how many there should be."""
-
-    def __init__(self, totals: Mapping[int, int], goals: Mapping[int, int]) -> None:
-        self.counts: Counter[int] = Counter()
-        self._totals = totals
-        self._goals = goals
-
-    def leaves_some(self, sizes: Mapping[int, int]) -> bool:
-        """Return whether images of each class are left if a group with these numbers of images is selected."""
-        return all(self.counts[target] + size < self._totals[target] for target, size in sizes.items())
-
-    def comes_nearer(self, sizes: Mapping[int, int]) -> bool:
-        """Return whether such a group brings the counts nearer to the goals."""
-        missing = {target: self._goals[target] - self.counts[target] for target in sizes}
-        return sum(abs(missing[target] - size) - abs(missing[target]) for target, size in sizes.items()) < 0
-
-    def fills_a_class(self, sizes: Mapping[int, int]) -> bool:
-        """Return whether such a group has a class of which no image is selected, and one should be."""
-        return any(self._goals[target] and not self.counts[target] for target in sizes)
+    rule = SplitRule(share, seed, purpose, smallest)
+    selected = select_split(images.groups, images.targets.tolist(), rule)
+    excluded = set(selected)
+    remaining = [index for index in range(len(images)) if index not in excluded]
+    return images.subset(remaining), images.subset(selected)
 
 
 def interleave_classes(targets: Int64Array, count: int) -> list[int]:

@@ -13,11 +13,14 @@ from PIL import Image
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.labeled import Columns, ImageFile, LabeledImages, Split, find_labeled_images
 from clf_runtime.labeled.members import Member
-from clf_runtime.preprocess import FORMATS
-from clf_runtime.spec import Color
+from clf_runtime.preprocess import FORMATS, pixels_from_image
+from clf_runtime.spec import Color, Preprocess
 from clf_train.data.dataset import Dataset, FileImageSet, ImageRoot, split_off, split_validation
 
 _SURVEYED_IMAGES = 256
+_SURVEYED_IMAGES_PER_COUNT = 8  # of these, the colors of one are counted, since that decodes it
+_MAX_ICON_SIDE = 64
+_COLOR_COUNT = Preprocess("RGB", 32, 32, "crop", 1.0, "bilinear", (255, 255, 255))
 _GRAY_MODES = frozenset(("1", "L", "LA", "I;16", "I;16B", "I"))
 
 
@@ -27,6 +30,7 @@ class ImageProperties:
 
     side: int  # pixels: the median of the shorter sides
     color: Color
+    is_photo: bool = False  # larger than icons, letters and drawings, or with as many colors as a photo
 
 
 def load(source: Path, test_split: float, seed: int, columns: Columns = Columns()) -> Dataset:  # noqa: B008 (frozen)
@@ -66,15 +70,30 @@ def load(source: Path, test_split: float, seed: int, columns: Columns = Columns(
 
 def survey_images(images: FileImageSet) -> ImageProperties:
     """Return the typical size and color of images, from the headers of at most 256 of them, spread over all."""
-    sides, is_gray = [], True
-    for index in np.unique(np.linspace(0, len(images) - 1, _SURVEYED_IMAGES).astype(int)):
+    sides, is_gray, has_many_colors = [], True, []
+    for number, index in enumerate(np.unique(np.linspace(0, len(images) - 1, _SURVEYED_IMAGES).astype(int))):
         try:
             with _open(images.file(int(index))) as image:
                 sides.append(min(image.size))
                 is_gray = is_gray and image.mode in _GRAY_MODES
         except (OSError, ImageError):
             continue  # decoding reports it
-    return ImageProperties(int(np.median(sides)) if sides else 1, "L" if is_gray and sides else "RGB")
+        if number % _SURVEYED_IMAGES_PER_COUNT == 0 and not is_gray and sides[-1] <= _MAX_ICON_SIDE:
+            has_many_colors.append(_has_many_colors(images.file(int(index))))
+    if not sides:
+        return ImageProperties(1, "RGB")
+    side = int(np.median(sides))
+    is_photo = side > _MAX_ICON_SIDE or (not is_gray and 2 * sum(has_many_colors) > len(has_many_colors))
+    return ImageProperties(side, "L" if is_gray else "RGB", is_photo)
+
+
+def _has_many_colors(file: ImageFile) -> bool:
+    """Return whether a small image has as many colors as a photo: a third of its pixels. Drawings have a few colors."""
+    try:
+        pixels = pixels_from_image(file.read() if isinstance(file, Member) else file, _COLOR_COUNT)
+    except ImageError:
+        return False
+    return bool(len(np.unique(pixels.reshape(-1, 3), axis=0)) > pixels.shape[0] * pixels.shape[1] // 3)
 
 
 def _open(file: ImageFile) -> Image.Image:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from clf_runtime.spec import Metrics, ModelSpec
 from clf_train.data.cache import PixelStore
 from clf_train.data.dataset import Int64Array
+from clf_train.engine.features import ImageFeatures
 from clf_train.history import Epoch
 
 Float32Array = npt.NDArray[np.float32]
@@ -30,6 +31,8 @@ class RunResults:
     probabilities: Float32Array  # (N, classes), with the temperature
     uncalibrated: Metrics | None = None  # without the temperature
     unreadable_images: int = 0
+    features: ImageFeatures | None = None  # of a pretrained network
+    warnings: tuple[str, ...] = ()  # what is wrong with the training
 
 
 @dataclass(frozen=True)

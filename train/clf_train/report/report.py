@@ -16,9 +16,9 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from clf_runtime import artifacts, files
+from clf_runtime.evaluation.calibration import CALIBRATION_BINS, CalibrationBin, bin_by_confidence
 from clf_runtime.progress import format_duration
 from clf_runtime.spec import Metrics, ModelSpec
-from clf_train.engine.calibration import CALIBRATION_BINS, CalibrationBin, bin_by_confidence
 from clf_train.history import Epoch
 from clf_train.report.analysis import (
     Cell,
@@ -89,6 +89,7 @@ class Page:
     uncalibrated_error: float | None  # calibration error without the temperature
     is_pixelated: bool
     bins: tuple[CalibrationBin, ...]
+    warnings: tuple[str, ...]  # what is wrong with the training
 
 
 def html_from_run(results: RunResults) -> str:
@@ -159,6 +160,7 @@ def _build_page(results: RunResults) -> Page:
         uncalibrated_error=results.uncalibrated.calibration_error if results.uncalibrated else None,
         is_pixelated=max(predictions.pixels.shape[:2]) <= MAX_PIXELATED_SIDE,
         bins=bin_by_confidence(predictions.confidence, predictions.correct),
+        warnings=results.warnings,
     )
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import statistics
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clf_runtime.spec import Preprocess
+from clf_train.engine.device import has_depthwise_convolutions
 
-_FACTOR = 1.0
-_SECONDS = 0.3  # of timing
+# PyTorch's time for one more image of a batch, with one thread, divided by onnxruntime's for one image alone: 1.0 to
+# 1.6 without depthwise convolutions (resnet18 1.04, lenet 1.06, small-resnet at 64 pixels 1.23 and at 28 pixels 1.57,
+# tiny-convnet at 28 pixels 1.34), 1.8 to 2.9 with them (mobilenet_v3_small 1.83, efficientnet_lite0 2.93 and at 160
+# pixels 2.80). The first image of a batch is no measure: for a small network, calling the operators takes 5 times as
+# long as computing. At 8 pixels, nothing but calls is left, and the estimate of small-resnet is 3 times too long.
+# Measured in one process, in turn, on a busy machine with 2 cores and AVX2, onnxruntime 1.31.
+_FACTOR, _FACTOR_DEPTHWISE = 1 / 1.2, 1 / 2.5
+_BATCH = 5
+_SLOW_MS = 200.0  # for one image; the calls take nothing then, and a batch would take too long
+_SECONDS = 0.2  # of timing each batch size
 _WARM_UPS, _MIN_RUNS, _MAX_RUNS = 2, 3, 100
 
 
@@ -30,18 +38,55 @@ def estimate_latency(model: nn.Module, preprocess: Preprocess) -> float | None:
         model: maps (N, C, H, W) float32 to logits (N, classes).
         preprocess: the size and the color of its input.
     """
-    pixels = torch.zeros((1, *preprocess.shape), dtype=torch.uint8)
     try:
         with torch.inference_mode():
             network = fold_batch_norm(copy.deepcopy(model).cpu().float().eval())
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
-            return _FACTOR * _measure_median_ms(partial(_classify, network, pixels))
+            compute_ms = _estimate_compute_ms(network, preprocess)
     except Exception:  # a user's network can raise anything, and its training must not fail now
         return None
+    return compute_ms * (_FACTOR_DEPTHWISE if has_depthwise_convolutions(model) else _FACTOR)
+
+
+def _estimate_compute_ms(network: nn.Module, preprocess: Preprocess) -> float:
+    """Return how long the layers compute for one image, without the time to call them."""
+    alone_ms = _measure_ms(network, preprocess, 1)
+    if alone_ms > _SLOW_MS:
+        return alone_ms
+    with _one_thread():
+        single_ms, several_ms = (_measure_ms(network, preprocess, images) for images in (1, _BATCH))
+    further_ms = max((several_ms - single_ms) / (_BATCH - 1), single_ms / 10)
+    # All threads together do not help a small network, neither here nor in onnxruntime.
+    return further_ms / max(1.0, single_ms / alone_ms)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure_ms(network: nn.Module, preprocess: Preprocess, images: int) -> float:
+    """Return the lower quartile of the times for a batch: whatever disturbs a measurement makes it longer."""
+    pixels = torch.zeros((images, *preprocess.shape), dtype=torch.uint8)
+    latencies_ms: list[float] = []
+    ends_at = time.perf_counter() + _SECONDS
+    for run in range(_WARM_UPS + _MAX_RUNS):
+        started = time.perf_counter()
+        _classify(network, pixels)
+        if run >= _WARM_UPS:
+            latencies_ms.append((time.perf_counter() - started) * 1000)
+        if len(latencies_ms) >= _MIN_RUNS and time.perf_counter() > ends_at:
+            break
+    return sorted(latencies_ms)[len(latencies_ms) // 4]
 
 
 def _classify(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Run one image, uint8 (1, H, W, C); normalization is the same work for any mean."""
+    """Run images, uint8 (N, H, W, C); normalization is the same work for any mean."""
     images = pixels.permute(0, 3, 1, 2).float().div(255).contiguous(memory_format=torch.channels_last)
     return torch.softmax(network(images), dim=1)
 
@@ -76,15 +121,3 @@ class _ConvolutionTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """See fx.Tracer."""
         return isinstance(m, nn.Conv2d) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _measure_median_ms(run: Callable[[], object]) -> float:
-    for _ in range(_WARM_UPS):
-        run()
-    latencies_ms: list[float] = []
-    started = time.perf_counter()
-    while len(latencies_ms) < _MIN_RUNS or (time.perf_counter() - started < _SECONDS and len(latencies_ms) < _MAX_RUNS):
-        run_started = time.perf_counter()
-        run()
-        latencies_ms.append((time.perf_counter() - run_started) * 1000)
-    return statistics.median(latencies_ms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,13 +14,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from clf_runtime.spec import Preprocess
 from clf_train.engine.device import has_depthwise_convolutions
 
-# PyTorch's time for one more image of a batch, with one thread, divided by onnxruntime's for one image alone: 1.0 to
-# 1.6 without depthwise convolutions (resnet18 1.04, lenet 1.06, small-resnet at 64 pixels 1.23 and at 28 pixels 1.57,
-# tiny-convnet at 28 pixels 1.34), 1.8 to 2.9 with them (mobilenet_v3_small 1.83, efficientnet_lite0 2.93 and at 160
-# pixels 2.80). The first image of a batch is no measure: for a small network, calling the operators takes 5 times as
-# long as computing. At 8 pixels, nothing but calls is left, and the estimate of small-resnet is 3 times too long.
-# Measured in one process, in turn, on a busy machine with 2 cores and AVX2, onnxruntime 1.31.
-_FACTOR, _FACTOR_DEPTHWISE = 1 / 1.2, 1 / 2.5
+# PyTorch's CPU time for one more image of a batch, with one thread, divided by onnxruntime's for one image alone: 1.0
+# to 1.5 without depthwise convolutions (resnet18 0.99, lenet 1.06, plain-conv3 1.24, small-resnet at 64 pixels 1.24 and
+# at 28 pixels 1.54, tiny-convnet at 28 pixels 1.25), 1.6 to 2.3 with them (mobilenet_v3_small 1.60, efficientnet_lite0
+# 2.23 and at 160 pixels 2.28, shufflenet_v2_x1_0 1.56). With these factors, the estimates are 0.7 to 1.3 times what
+# onnxruntime takes. The first image of a batch is no measure: for a small network, calling the operators takes longer
+# than computing (tiny-convnet 8 times). At 8 pixels nothing but calls is left, and the estimate of small-resnet is 3
+# times too long. Measured in one process, in turn, AVX2, onnxruntime 1.31.
+_FACTOR, _FACTOR_DEPTHWISE = 1 / 1.2, 1 / 2.0
 _BATCH = 5
 _SLOW_MS = 200.0  # for one image; the calls take nothing then, and a batch would take too long
 _SECONDS = 0.2  # of timing each batch size
@@ -50,14 +51,14 @@ def estimate_latency(model: nn.Module, preprocess: Preprocess) -> float | None:
 
 def _estimate_compute_ms(network: nn.Module, preprocess: Preprocess) -> float:
     """Return how long the layers compute for one image, without the time to call them."""
-    alone_ms = _measure_ms(network, preprocess, 1)
-    if alone_ms > _SLOW_MS:
-        return alone_ms
     with _one_thread():
-        single_ms, several_ms = (_measure_ms(network, preprocess, images) for images in (1, _BATCH))
-    further_ms = max((several_ms - single_ms) / (_BATCH - 1), single_ms / 10)
+        # CPU time: on a busy machine, this thread waits for others at any moment.
+        alone_ms = further_ms = _measure_ms(network, preprocess, 1, time.thread_time)
+        if alone_ms < _SLOW_MS:
+            several_ms = _measure_ms(network, preprocess, _BATCH, time.thread_time)
+            further_ms = max((several_ms - alone_ms) / (_BATCH - 1), alone_ms / 10)
     # All threads together do not help a small network, neither here nor in onnxruntime.
-    return further_ms / max(1.0, single_ms / alone_ms)
+    return further_ms / max(1.0, alone_ms / _measure_ms(network, preprocess, 1, time.perf_counter))
 
 
 @contextlib.contextmanager
@@ -70,16 +71,16 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _measure_ms(network: nn.Module, preprocess: Preprocess, images: int) -> float:
+def _measure_ms(network: nn.Module, preprocess: Preprocess, images: int, clock: Callable[[], float]) -> float:
     """Return the lower quartile of the times for a batch: whatever disturbs a measurement makes it longer."""
     pixels = torch.zeros((images, *preprocess.shape), dtype=torch.uint8)
     latencies_ms: list[float] = []
     ends_at = time.perf_counter() + _SECONDS
     for run in range(_WARM_UPS + _MAX_RUNS):
-        started = time.perf_counter()
+        started = clock()
         _classify(network, pixels)
         if run >= _WARM_UPS:
-            latencies_ms.append((time.perf_counter() - started) * 1000)
+            latencies_ms.append((clock() - started) * 1000)
         if len(latencies_ms) >= _MIN_RUNS and time.perf_counter() > ends_at:
             break
     return sorted(latencies_ms)[len(latencies_ms) // 4]

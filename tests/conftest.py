@@ -82,12 +82,13 @@ class Zygote:
         env: dict[str, str],
         kill_at: int | None = None,
         kill_after_s: float | None = None,
+        kill_with: int = signal.SIGKILL,
     ) -> CommandResult:
-        """Run a command; kill it at its `kill_at`th change of a file, or after `kill_after_s` seconds."""
+        """Run a command; send it a signal at its `kill_at`th change of a file, or kill it after some seconds."""
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
             request = {"argv": command, "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
-            request |= {"kill_at": kill_at, "kill_after_s": kill_after_s}
+            request |= {"kill_at": kill_at, "kill_after_s": kill_after_s, "kill_with": kill_with}
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             self._process.stdin.write(json.dumps(request) + "\n")

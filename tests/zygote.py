@@ -1,8 +1,8 @@
 """Run clf-train, clf-import and clf-export without their four seconds of imports: each run is a fork of this process.
 
-Reads one JSON line per run, {"argv", "cwd", "env", "out", "err", "kill_at", "kill_after_s"}, and answers with one line,
-the exit code. `kill_at` ends the run with SIGKILL just before the change of a file with that number, like a power
-failure; `kill_after_s` after that many seconds.
+Reads one JSON line per run, {"argv", "cwd", "env", "out", "err", "kill_at", "kill_with", "kill_after_s"}, and answers
+with one line, the exit code. `kill_at` sends a signal just before the change of a file with that number: SIGKILL, like
+a power failure, or SIGINT. `kill_after_s` ends the run after that many seconds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _run(request: dict, mains: dict) -> int:
         # SIGALRM has no handler, so it ends the process at once.
         signal.setitimer(signal.ITIMER_REAL, request["kill_after_s"])
     if request["kill_at"] is not None:
-        sys.addaudithook(_create_killer(request["kill_at"], request["cwd"]))
+        sys.addaudithook(_create_killer(request["kill_at"], request["kill_with"], request["cwd"]))
     try:
         mains[Path(sys.argv[0]).name]()
     except SystemExit as exit_:
@@ -60,7 +60,7 @@ def _run(request: dict, mains: dict) -> int:
         sys.stderr.flush()
 
 
-def _create_killer(kill_at: int, folder: str):
+def _create_killer(kill_at: int, kill_with: int, folder: str):
     seen = 0
 
     def hook(event: str, arguments: tuple) -> None:
@@ -71,7 +71,7 @@ def _create_killer(kill_at: int, folder: str):
         if os.path.realpath(os.fsdecode(arguments[0])).startswith(os.path.realpath(folder)):
             seen += 1
             if seen == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), kill_with)
 
     return hook
 

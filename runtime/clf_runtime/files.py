@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,17 +60,36 @@ def atomic_folder(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iterato
             yield staging
         for entry in sorted(staging.rglob("*")):
             sync(entry)
-        (folder / last).unlink(missing_ok=True)
-        for name in obsolete:
-            (folder / name).unlink(missing_ok=True)
-        for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == last):
-            _move(entry, folder / entry.name)
-        sync(folder)
+        with _deferring_interrupts():
+            (folder / last).unlink(missing_ok=True)
+            for name in obsolete:
+                (folder / name).unlink(missing_ok=True)
+            for entry in sorted(staging.iterdir(), key=lambda entry: entry.name == last):
+                _move(entry, folder / entry.name)
+            sync(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if is_new:
             with contextlib.suppress(OSError):  # not empty: it was written
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def _deferring_interrupts() -> Iterator[None]:
+    """Deliver Ctrl-C and SIGTERM after the block, which must not end halfway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread receives signals
+        return
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,29 @@ def test_a_folder_is_not_flushed_on_windows(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "name", "nt")
     monkeypatch.setattr(files.os, "open", fail)
     files.sync(tmp_path)
+
+
+def test_ctrl_c_while_a_folder_is_replaced_arrives_when_it_is_complete(tmp_path: Path) -> None:
+    steps = []
+
+    def replace() -> None:
+        with files._deferring_interrupts():
+            signal.raise_signal(signal.SIGINT)
+            steps.append("replaced")
+
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert steps == ["replaced"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_thread_can_replace_a_folder_too(tmp_path: Path) -> None:
+    def replace() -> None:
+        with files.atomic_folder(tmp_path / "folder", last="b", obsolete=()) as staging:
+            for name in "ab":
+                (staging / name).write_text(name)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    thread.join()
+    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"a", "b"}

@@ -142,6 +142,7 @@ Examples:
   clf-train --data photos/ --size 64 --epochs 40
   clf-train --data photos/ --size 64 --epochs 40 --resume
   clf-train --data photos.csv --group-by camera
+  clf-train -a artifacts/new --compare artifacts/old
 
 \b
 Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
@@ -225,6 +226,25 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
 @click.option("--resume", is_flag=True, help="Continue interrupted training from its last checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a finished model or unfinished training.")
 @click.option(
+    "--compare",
+    metavar="DIR",
+    help="Do not train: compare the model of --artifacts with that of another artifacts folder.",
+)
+@click.option(
+    "--trust-factory",
+    "trusted_factories",
+    metavar="PACKAGE.MODULE:FACTORY",
+    multiple=True,
+    help="With --compare: run this function of your own to build a network; repeat for several.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How --compare prints its result.",
+)
+@click.option(
     "--list-models",
     is_flag=True,
     is_eager=True,
@@ -262,11 +282,17 @@ def command(
     tensorboard: bool,
     resume: bool,
     overwrite: bool,
+    compare: str | None,
+    trusted_factories: tuple[str, ...],
+    format: str,
 ) -> None:
     """Train an image classifier on a named data set, or on a folder with a folder of images for each class.
 
     Writes model.pt, model.json, history.csv, report.html and samples/ into the artifacts folder.
     """
+    if compare is not None:
+        _compare(artifacts, compare, trusted_factories, format)
+        return
     from pathlib import Path
 
     from clf_runtime.labeled import Columns
@@ -312,6 +338,24 @@ def command(
         for warning in result.warnings:
             say(f"warning: {warning}")
         click.echo(format_result(result, artifacts))
+
+
+def _compare(artifacts: str, other: str, trusted_factories: tuple[str, ...], format: str) -> None:
+    """Print the comparison of two finished models."""
+    from pathlib import Path
+
+    from clf_train.comparing import CompareOptions, compare_models
+    from clf_train.comparison_format import format_comparison, json_from_comparison
+
+    context = click.get_current_context()
+
+    def find_given(name: str) -> str | None:
+        is_default = context.get_parameter_source(name) is click.core.ParameterSource.DEFAULT
+        return None if is_default else context.params[name]
+
+    options = CompareOptions(find_given("data"), find_given("data_root"), trusted_factories)
+    comparison = compare_models(Path(artifacts), Path(other), options)
+    click.echo(json_from_comparison(comparison) if format == "json" else format_comparison(comparison))
 
 
 def main() -> NoReturn:

@@ -227,6 +227,8 @@ def _run(
                 if warning:
                     callbacks.on_warning(warning)
             schedule.after_step(epoch_ended=row is not None, interruption=interruption)
+        if interruption.is_requested and workplace.group.size == 1:  # while the last checkpoint was written
+            interruption.stop("all steps of the training are saved; --resume continues it")
     return monitor.conclude(trainer.history)
 
 

@@ -108,7 +108,8 @@ class Decoder:
         pending: deque[Future[_Result]] = deque()
         try:
             for item in items:
-                pending.append(self._pool.submit(work, item))
+                with _blocking_interrupts():
+                    pending.append(self._pool.submit(work, item))
                 if len(pending) > _CHUNKS_AHEAD * self._workers:
                     yield pending.popleft().result()
             while pending:
@@ -122,6 +123,19 @@ class Decoder:
 def _split_into_chunks(files: Iterable[ImageFile], size: int) -> Iterator[list[ImageFile]]:
     rest = iter(files)
     return iter(lambda: list(itertools.islice(rest, size)), [])
+
+
+@contextlib.contextmanager
+def _blocking_interrupts() -> Iterator[None]:
+    """Start processes that Ctrl-C at a terminal does not reach, not even before they can ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield  # Windows
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _initialize_worker() -> None:

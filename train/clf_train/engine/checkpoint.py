@@ -114,7 +114,7 @@ class CheckpointSchedule:
             if self._group.is_main:
                 self._store.save(state)
             self._saved_at = time.monotonic()
-        if is_requested and not self._trainer.is_done:
+        if is_requested:
             done = 100 * self._trainer.images_done / self._trainer.images
             interruption.stop(f"{done:.0f} % of the training is saved; --resume continues it")
 

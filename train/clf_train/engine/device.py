@@ -35,8 +35,13 @@ def select_precision(device: torch.device, model: nn.Module) -> torch.dtype | No
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if any(isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 for layer in model.modules()):
+    if has_depthwise_convolutions(model):
         return None
     # Older releases of torch have no such function.
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("avx512_bf16") else None
+
+
+def has_depthwise_convolutions(model: nn.Module) -> bool:
+    """Return whether the network has convolutions with one filter per channel."""
+    return any(isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 for layer in model.modules())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,19 +33,20 @@ def serialize_state_dict(model: nn.Module) -> bytes:
     return file.getvalue()
 
 
-def load_saved_model(folder: Path, trusted: str | None = None) -> SavedModel:
+def load_saved_model(folder: Path, trusted: str | Sequence[str] | None = None) -> SavedModel:
     """Open a finished model and check its digest.
 
     Args:
         folder: the artifacts folder.
-        trusted: the package.module:factory that may be called. A factory is code of another package, which a
-            model.json from elsewhere must not be able to run.
+        trusted: the package.module:factory that may be called, or several. A factory is code of another package, which
+            a model.json from elsewhere must not be able to run.
 
     Raises:
         InvalidModelError: there is no model, it is damaged, or its factory is not trusted.
     """
     spec = _load_spec(folder)
-    if ":" in spec.architecture and spec.architecture != trusted:
+    trusted = (trusted,) if isinstance(trusted, str) else trusted or ()
+    if ":" in spec.architecture and spec.architecture not in trusted:
         raise InvalidModelError(
             f"{folder}: {artifacts.SPEC} names a factory outside clf-edge, {spec.architecture}; if you trust it, "
             f"add --trust-factory {spec.architecture}"

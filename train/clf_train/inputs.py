@@ -48,7 +48,7 @@ def prepare_inputs(config: TrainConfig, workplace: Workplace) -> TrainInputs:
         UsageError: an option contradicts the model.
     """
     dataset = load_dataset(config.source)
-    plan = make_plan(config, dataset)
+    plan = make_plan(config, dataset, workplace.device.type == "cuda")
     group, callbacks = workplace.group, workplace.callbacks
     for warning in plan.warnings:
         callbacks.on_warning(warning)

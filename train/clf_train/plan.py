@@ -48,8 +48,8 @@ class TrainPlan:
     warnings: tuple[str, ...] = ()  # what was assumed and may be wrong
 
 
-def make_plan(config: TrainConfig, dataset: Dataset) -> TrainPlan:
-    """Decide everything that the configuration leaves open.
+def make_plan(config: TrainConfig, dataset: Dataset, has_gpu: bool = False) -> TrainPlan:
+    """Decide everything that the configuration leaves open; with a GPU, all blocks of a pretrained network are trained.
 
     Raises:
         UsageError: an option contradicts the model.
@@ -59,6 +59,8 @@ def make_plan(config: TrainConfig, dataset: Dataset) -> TrainPlan:
     is_pretrained = _is_pretrained(start, properties, len(dataset.labels))
     preprocess, normalize = resolve_input(start.architecture, config.input, properties, is_pretrained)
     recipe = _choose_recipe(config, start, dataset, preprocess)
+    if has_gpu and recipe.first_block is not None:
+        recipe = replace(recipe, first_block=0)
     recipe = _adapt_recipe(recipe, config, start.architecture, is_pretrained)
     warnings = _list_assumptions(config, start.architecture, preprocess, recipe) if is_pretrained else ()
     return TrainPlan(start.architecture, preprocess, normalize, recipe, start.weights, start.reason, warnings)

@@ -263,4 +263,5 @@ def test_the_survey_finds_the_median_size_and_the_color(tmp_path, mode, color):
             drawing(100, 30 + 10 * number).convert(mode).save(tmp_path / label / f"{number}.png")
     names = [f"{label}/{number}.png" for label in "ab" for number in range(5)]
     images = FileImageSet(ImageRoot(tmp_path), names, np.zeros(10, np.int64))
-    assert folder.survey_images(images) == folder.ImageProperties(50, color)
+    properties = folder.survey_images(images)
+    assert (properties.side, properties.color) == (50, color)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from clf_export.formats import FORMATS, PRECISIONS, select_targets
+from clf_export.progress import Progress
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.onnx_file import RUNTIMES
@@ -101,7 +102,9 @@ def command(
     from pathlib import Path
 
     from clf_export.exporting import ExportOptions, export
+    from clf_train.allocator import keep_freed_memory
 
+    keep_freed_memory()  # eager PyTorch needs half the time with it
     options = ExportOptions(
         min_runtime=min_runtime,
         max_drop=max_drop,
@@ -110,8 +113,14 @@ def command(
         trust_factory=trust_factory,
         overwrite=overwrite,
     )
-    exported = export(Path(artifacts), select_targets(formats, precisions), options, say)
-    click.echo(_format_table(exported))
+    progress = Progress()
+    try:
+        with progress:
+            export(Path(artifacts), select_targets(formats, precisions), options, progress)
+    finally:
+        # Also for the files that were finished before an error or an interruption.
+        if progress.exported:
+            click.echo(_format_table(progress.exported))
     option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
     say(f"next: clf-run{option} {shlex.quote(f'{artifacts}/samples')}")
 
@@ -136,7 +145,11 @@ def _format_row(file: ExportedFile) -> tuple[str, ...]:
         str(parity.flipped),
         f"{parity.accuracy:.2%}",
         f"{parity.accuracy_images:,}",
-        f"{file.latency_ms:.2f} ms",
-        f"{file.eager_latency_ms:.2f} ms",
+        _format_latency(file.latency_ms),
+        _format_latency(file.eager_latency_ms),
         f"{oldest}+" if oldest else "-",
     )
+
+
+def _format_latency(latency_ms: float | None) -> str:
+    return "-" if latency_ms is None else f"{latency_ms:.2f} ms"

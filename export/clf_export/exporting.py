@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from clf_export.callbacks import ExportCallbacks, IgnoreCallbacks
 from clf_export.exporters.exporter import Exporter
 from clf_export.exporters.module import ExportModule
 from clf_export.exporters.onnx import OLDEST_RUNTIME, OnnxExporter, highest_opset, onnx_from_program
@@ -24,13 +26,15 @@ from clf_export.parity.reference_outputs import ReferenceOutputs, compute_refere
 from clf_export.parity.selftest import build_self_test
 from clf_export.record import ExportedFile, measure_latencies, write_record
 from clf_export.reference_split import TestSplit, find_test_split
+from clf_export.stages import plan_stages
 from clf_runtime import files
-from clf_runtime.errors import DataError, InvalidModelError
+from clf_runtime.errors import ClfError, DataError, InvalidModelError
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
 from clf_runtime.spec import ModelSpec
 from clf_train.models.saved import load_saved_model
 
-Say = Callable[[str], object]
+if TYPE_CHECKING:
+    from clf_export.quantize.search import QuantizationSearch
 
 EXPORTERS: dict[str, type[Exporter]] = {
     "onnx": OnnxExporter,
@@ -38,6 +42,7 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "pt2": Pt2Exporter,
 }
 
+_SEARCH_SHARE = 0.8  # of the time of an INT8 export
 _SLOWER = 1.05  # above this multiple of float32's latency, INT8 is reported as slower
 
 
@@ -66,15 +71,17 @@ def export(
     folder: Path,
     targets: Sequence[Target],
     options: ExportOptions | None = None,
-    say: Say = lambda message: None,
+    callbacks: ExportCallbacks | None = None,
 ) -> list[ExportedFile]:
     """Export the finished model in an artifacts folder.
+
+    A file that is finished stays, in export.json and in the report, even if the export of a later one fails.
 
     Args:
         folder: the artifacts folder.
         targets: rows of clf_export.formats.TARGETS.
         options: see ExportOptions.
-        say: called with progress messages.
+        callbacks: are told what is done, and which files are finished.
 
     Raises:
         UsageError: min_runtime is not a version that exists.
@@ -82,37 +89,68 @@ def export(
         DataError: the images are not those of the training, or a file is already there.
         MachineError, OSError: this machine cannot do it.
     """
-    options = options or ExportOptions()
+    options, callbacks = options or ExportOptions(), callbacks or IgnoreCallbacks()
     highest_opset(options.min_runtime)
     _raise_if_blocked(folder, targets, options.overwrite)
     model = load_saved_model(folder, options.trust_factory)
     split = find_test_split(folder, model.spec, options.data, options.data_root)
+    stages = plan_stages(folder, targets, len(split.all_images), split.dataset.test_name)
+    callbacks.on_start(stages)
+    callbacks.on_stage()
     module = ExportModule(model.model, model.spec).eval()
     reference = Reference(model.model, model.spec)
-    say(f"running PyTorch on the test split ({len(split.all_images):,} images, {split.dataset.test_name})")
-    reference_outputs = compute_reference_outputs(split, module, reference)
-    job = ExportJob(module, model.spec, split, options, say)
-    exported = []
-    for target in targets:
-        say(f"exporting {folder / target.file} and checking its parity")
-        limits = limits_for(target.precision, reference_outputs, options.max_drop)
-        exported.append(job.export(target, folder / target.file, Verification(reference, reference_outputs, limits)))
-    exported = measure_latencies(exported, module, reference_outputs.pixels[:1])
-    write_record(folder, exported)
-    return exported
+    float32_share = len(split.all_images) / stages[0].images
+    reference_outputs = compute_reference_outputs(
+        split, module, reference, lambda share: callbacks.on_progress(share * float32_share)
+    )
+    job = ExportJob(module, model.spec, split, options, callbacks)
+    return job.export_all(targets, folder, reference, reference_outputs)
 
 
 class ExportJob:
     """Several exports of one model. What they have in common is computed once, when it is needed."""
 
     def __init__(
-        self, module: ExportModule, spec: ModelSpec, split: TestSplit, options: ExportOptions, say: Say
+        self,
+        module: ExportModule,
+        spec: ModelSpec,
+        split: TestSplit,
+        options: ExportOptions,
+        callbacks: ExportCallbacks,
     ) -> None:
         self._module = module
         self._spec = spec
         self._split = split
         self._options = options
-        self._say = say
+        self._callbacks = callbacks
+
+    def export_all(
+        self, targets: Sequence[Target], folder: Path, reference: Reference, reference_outputs: ReferenceOutputs
+    ) -> list[ExportedFile]:
+        """Write the files of all targets, and record each as soon as it has its name.
+
+        Raises InvalidModelError, OSError; the files before the one that failed are complete.
+        """
+        exported: list[ExportedFile] = []
+        try:
+            for target in targets:
+                self._callbacks.on_stage()
+                limits = limits_for(target.precision, reference_outputs, self._options.max_drop)
+                verification = Verification(reference, reference_outputs, limits)
+                exported.append(self.export(target, folder / target.file, verification))
+                # Now, without latencies, because measuring them can be interrupted.
+                self._record(folder, exported)
+        except (ClfError, OSError):
+            if exported:
+                self._record(folder, measure_latencies(exported, self._module, reference_outputs.pixels[:1]))
+            raise
+        exported = measure_latencies(exported, self._module, reference_outputs.pixels[:1])
+        self._record(folder, exported)
+        return exported
+
+    def _record(self, folder: Path, exported: Sequence[ExportedFile]) -> None:
+        self._callbacks.on_exported(exported)
+        write_record(folder, exported)
 
     def export(self, target: Target, path: Path, verification: Verification) -> ExportedFile:
         """Write one file. Raises InvalidModelError, OSError."""
@@ -143,15 +181,26 @@ class ExportJob:
         operators = fp16.float32_operators
         if not operators:
             return OnnxExporter(fp16.content)
-        self._say(
+        self._callbacks.on_message(
             f"{len(operators)} operators stay in float32, because float16 might not hold their values: "
             f"{_count_by_name(operators)}"
         )
         return OnnxExporter(fp16.content, f"{len(operators)} operators in float32")
 
+    @cached_property
+    def _search(self) -> QuantizationSearch:
+        from clf_export.quantize.search import QuantizationSearch
+
+        # The parity check follows the search.
+        return QuantizationSearch(
+            self._graph,
+            self._split,
+            self._options.max_drop,
+            lambda share: self._callbacks.on_progress(_SEARCH_SHARE * share),
+        )
+
     def _export_int8(self, path: Path, verification: Verification) -> ExportedFile:
         """Write the fastest INT8 file that passes the search's limits and the parity check."""
-        from clf_export.quantize.search import QuantizationSearch
         from clf_export.quantize.trial import AcceptedTrial, Baseline, format_trials
 
         exported: list[ExportedFile] = []
@@ -159,9 +208,9 @@ class ExportJob:
 
         def verify(accepted: AcceptedTrial, baseline: Baseline) -> bool:
             latency_ms, float32_ms = accepted.latency_ms, baseline.latency_ms
-            self._say(f"INT8: {accepted.trial}: {latency_ms:.2f} ms, float32 {float32_ms:.2f} ms")
+            self._callbacks.on_message(f"INT8: {accepted.trial}: {latency_ms:.2f} ms, float32 {float32_ms:.2f} ms")
             if latency_ms > _SLOWER * float32_ms:
-                self._say("on this machine INT8 is slower than float32")
+                self._callbacks.on_message("on this machine INT8 is slower than float32")
             try:
                 exporter = OnnxExporter(accepted.content, str(accepted.trial))
                 exported.append(write_verified(path, exporter, verification))
@@ -169,10 +218,10 @@ class ExportJob:
                 errors.append(error)
             return bool(exported)
 
-        result = QuantizationSearch(self._graph, self._split, self._options.max_drop, self._say).run(verify)
+        result = self._search.run(verify)
         if result.chosen is None:
             for line in format_trials(result):
-                self._say(line)
+                self._callbacks.on_message(line)
             raise errors[-1] if errors else _no_config_error(path, verification.limits)
         return exported[0]
 

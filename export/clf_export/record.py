@@ -31,16 +31,16 @@ class ExportedFile:
     size_bytes: int
     parity: Parity
     model: OpenedModel  # the file, opened
-    latency_ms: float = 0.0  # of one image, from pixels to probabilities
-    eager_latency_ms: float = 0.0  # of eager PyTorch, timed in turn with the file
+    latency_ms: float | None = None  # of one image, from pixels to probabilities; None: not measured yet
+    eager_latency_ms: float | None = None  # of eager PyTorch, timed in turn with the file
 
     def record(self) -> dict[str, Any]:
         """Return what is written as JSON."""
         return {
             "size_bytes": self.size_bytes,
             "oldest_onnxruntime": self.model.oldest_onnxruntime,
-            "latency_ms": round(self.latency_ms, 3),
-            "eager_latency_ms": round(self.eager_latency_ms, 3),
+            "latency_ms": _round(self.latency_ms),
+            "eager_latency_ms": _round(self.eager_latency_ms),
             **self.parity.record(),
         }
 
@@ -73,6 +73,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _round(latency_ms: float | None) -> float | None:
+    return None if latency_ms is None else round(latency_ms, 3)
 
 
 def _run_eager(module: ExportModule, image: UInt8Array) -> None:

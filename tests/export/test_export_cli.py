@@ -155,6 +155,36 @@ def test_ctrl_c_leaves_no_file(finished, tmp_path, moment):
     assert names(finished) == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_in_a_later_file_the_earlier_one_keeps_its_record_and_is_in_the_table(
+    finished, tmp_path, number, code
+):
+    command = [BIN / "clf-export", "-p", "fp32", "-p", "int8"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **pipes) as process:
+        assert any("exporting artifacts/model.int8.onnx" in line for line in process.stderr)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert err.strip() == ("clf-export: interrupted" if number == signal.SIGINT else "")
+    header, row = out.splitlines()
+    assert header.startswith("file ")
+    assert row.split()[0] == "artifacts/model.onnx"
+    assert names(finished) == {"model.pt", "model.json", "model.onnx", "export.json", "report.html"}
+    assert [*json.loads((finished / "export.json").read_text())] == ["model.onnx"]
+    assert "Parity check of model.onnx" in (finished / "report.html").read_text()
+
+
+def test_without_a_terminal_each_stage_is_a_line_and_each_file_has_the_time_left(command, finished):
+    done = command("clf-export")
+    assert done.code == 0
+    reference, export, following = done.err.splitlines()
+    assert reference == "running PyTorch on the test split (359 images, test 20%)"
+    assert re.fullmatch(r"exporting artifacts/model.onnx and checking its parity, about .* s left", export)
+    assert following.startswith("next: ")
+
+
 def test_on_a_full_disk_no_partial_file_is_left_and_earlier_files_stay(command, finished, artifacts):
     shutil.copy(artifacts / "model.onnx", finished)
     before = {path.name: path.read_bytes() for path in finished.iterdir()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -9,8 +10,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
 from torch import nn
 
+from clf_export.callbacks import IgnoreCallbacks
 from clf_export.exporters.module import ExportModule
 from clf_export.exporters.onnx import onnx_from_program
 from clf_export.exporters.trace import program_from_model
@@ -18,13 +21,13 @@ from clf_export.formats import TARGETS
 from clf_export.quantize import int8 as int8_module
 from clf_export.quantize import search as search_module
 from clf_export.quantize.bias_correction import measure_input_means
+from clf_export.quantize.calibration import CALIBRATIONS, Calibration
 from clf_export.quantize.graph import Graph, fuse, optimize
 from clf_export.quantize.int8 import (
-    CALIBRATIONS,
     QUANTIZATION_CONFIGS,
+    QUANTIZED_OPERATORS,
     QuantizationConfig,
     QuantizationError,
-    calibrate,
     int8_from_onnx,
 )
 from clf_export.quantize.rewrite import rewrite_for_quantization
@@ -76,7 +79,7 @@ def quantize(fused: onnx.ModelProto, config: QuantizationConfig, pixels=PIXELS) 
     graph = fused
     if config.operators != "weights":
         graph = rewrite_for_quantization(fused, takes_pixels=config.ends == "int8")
-    ranges = calibrate(rewrite_for_quantization(fused), pixels, "minmax")
+    ranges = Calibration(rewrite_for_quantization(fused), pixels).ranges("minmax")
     return onnx.ModelProto.FromString(int8_from_onnx(graph, config, ranges, measure_input_means(graph, pixels)))
 
 
@@ -161,7 +164,7 @@ def test_bias_correction_keeps_the_mean_of_the_logits(network):
     for seed in range(4):
         torch.manual_seed(seed)
         graph = rewrite_for_quantization(fuse(export_onnx(network(), IMAGENET)))
-        ranges, means = calibrate(graph, PIXELS, "minmax"), measure_input_means(graph, PIXELS)
+        ranges, means = Calibration(graph, PIXELS).ranges("minmax"), measure_input_means(graph, PIXELS)
         none = {name: np.zeros_like(mean) for name, mean in means.items()}
         expected = Graph(graph.SerializeToString()).compute_logits(PIXELS)
         for scales, shifts in shift.items():
@@ -294,10 +297,50 @@ def test_every_calibration_is_tried_where_one_loses_too_much(graph, split, monke
     assert table[0].split() == ["configuration", "calibration", "size", "latency", "accuracy", "agreement"]
     assert table[1].startswith("float32 ")
     assert len(table) == 2 + len(expected)
+    # Each trial ended as soon as it could no longer be accepted.
+    assert all(trial.accuracy is None for trial in result.trials)
+    assert sum("≤ " in line for line in table) == len(expected)
     assert capfd.readouterr() == ("", "")  # onnxruntime's calibrators print what they do
 
 
-def test_where_no_config_keeps_the_answers_the_table_is_printed_and_nothing_is_written(
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_the_ranges_are_those_of_onnxruntimes_own_calibrator(graph, split, tmp_path, method, capfd):
+    model = rewrite_for_quantization(fuse(graph))
+    onnx.save(model, tmp_path / "model.onnx")
+    calibrator = create_calibrator(
+        tmp_path / "model.onnx",
+        sorted(QUANTIZED_OPERATORS),
+        augmented_model_path=str(tmp_path / "augmented.onnx"),
+        calibrate_method=CalibrationMethod[method.capitalize()],
+        extra_options={"symmetric": False},
+    )
+    batch = iter([{"image": split.calibration}])
+    calibrator.collect_data(type("Reader", (CalibrationDataReader,), {"get_next": lambda self: next(batch, None)})())
+    expected = calibrator.compute_data()
+    capfd.readouterr()
+    ranges = Calibration(model, split.calibration).ranges(method)
+    assert capfd.readouterr() == ("", "")
+    assert set(ranges.keys()) == set(expected.keys())
+    for name in expected.keys():  # noqa: SIM118 (onnxruntime's type cannot be iterated)
+        limits, others = ([float(limit) for limit in data[name].range_value] for data in (ranges, expected))
+        assert limits == pytest.approx(others, rel=1e-5, abs=2e-3 * (others[1] - others[0]))
+
+
+class Messages(IgnoreCallbacks):
+    """Collects messages, and the latest list of finished files."""
+
+    def __init__(self):
+        self.lines = []
+        self.exported = ()
+
+    def on_message(self, message):
+        self.lines.append(message)
+
+    def on_exported(self, exported):
+        self.exported = exported
+
+
+def test_where_no_config_keeps_the_answers_the_table_is_printed_and_the_earlier_file_keeps_its_record(
     artifacts, tmp_path, monkeypatch
 ):
     from clf_export import exporting
@@ -307,13 +350,18 @@ def test_where_no_config_keeps_the_answers_the_table_is_printed_and_nothing_is_w
     for name in ("model.pt", "model.json"):
         shutil.copy(artifacts / name, folder)
     monkeypatch.setattr(search_module, "MIN_AGREEMENT", 1.01)
-    lines = []
+    callbacks = Messages()
     with pytest.raises(
         InvalidModelError, match=r"no INT8 configuration keeps the accuracy drop within 0\.5 percentage points"
     ):
-        exporting.export(folder, TARGETS[2:3], say=lines.append)
-    assert sum("ends" in line for line in lines) >= len(QUANTIZATION_CONFIGS)
-    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.pt"]
+        exporting.export(folder, (TARGETS[0], TARGETS[2]), callbacks=callbacks)
+    assert sum("ends" in line for line in callbacks.lines) >= len(QUANTIZATION_CONFIGS)
+    written = {"model.onnx", "export.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {"model.json", "model.pt", *written}
+    assert [file.path.name for file in callbacks.exported] == ["model.onnx"]
+    record = json.loads((folder / "export.json").read_text())
+    assert record["model.onnx"]["latency_ms"] > 0
+    assert [*record] == ["model.onnx"]
 
 
 class BroadcastBias(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from clf_export import exporting
+from clf_export.callbacks import IgnoreCallbacks
 from clf_export.exporters.module import ExportModule
 from clf_export.exporters.onnx import OnnxExporter, onnx_from_program
 from clf_export.exporters.trace import program_from_model
@@ -29,8 +30,9 @@ from clf_export.parity.limits import TOLERANCE, limits_for
 from clf_export.parity.reference import Reference
 from clf_export.parity.reference_outputs import compute_reference_outputs
 from clf_export.quantize.bias_correction import measure_input_means
+from clf_export.quantize.calibration import Calibration
 from clf_export.quantize.graph import fuse
-from clf_export.quantize.int8 import QUANTIZATION_CONFIGS, calibrate, int8_from_onnx
+from clf_export.quantize.int8 import QUANTIZATION_CONFIGS, int8_from_onnx
 from clf_export.quantize.rewrite import rewrite_for_quantization
 from clf_export.reference_split import find_test_split
 from clf_runtime.classifier import Classifier
@@ -68,13 +70,16 @@ def make_exporter(saved, split):
     @functools.cache
     def make_job(make):
         module, spec = make(saved)
-        return ExportJob(module.eval(), spec, split, ExportOptions(), lambda message: None)
+        return ExportJob(module.eval(), spec, split, ExportOptions(), IgnoreCallbacks())
 
     def make_exporter(make, target):
         if target.precision != "int8":
             return make_job(make).make_exporter(target)
         graph = rewrite_for_quantization(fuse(make_job(make).make_exporter(TARGETS[0]).build({})))
-        ranges, means = calibrate(graph, split.calibration, "minmax"), measure_input_means(graph, split.calibration)
+        ranges, means = (
+            Calibration(graph, split.calibration).ranges("minmax"),
+            measure_input_means(graph, split.calibration),
+        )
         return OnnxExporter(int8_from_onnx(graph, QUANTIZATION_CONFIGS[0], ranges, means), "one config")
 
     return make_exporter

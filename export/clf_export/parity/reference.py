@@ -6,6 +6,7 @@ It uses neither the runtime's preprocessing nor the exported module, so that the
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from torchvision import transforms
 from clf_runtime.session import Float32Array
 from clf_runtime.spec import ModelSpec, Preprocess
 
-_BATCH = 250
+# EfficientNet-Lite0 at 224 pixels, images per second of CPU time: 14 in batches of 64; 41 in batches of 32, channels
+# last and with freed memory kept.
+_BATCH = 32
 _ORIENTATION = 0x0112  # EXIF tag; 5 and above swap width and height
 _INTERPOLATION = {
     "bilinear": transforms.InterpolationMode.BILINEAR,
@@ -35,16 +38,23 @@ class Reference:
         )
 
     def transform_images(self, encoded: list[bytes]) -> Tensor:
-        """Decode, resize and normalize image files; return float32 (N, C, H, W)."""
+        """Decode, resize and normalize image files; return float32 (N, C, H, W), channels last as in training."""
         preprocess = self.spec.preprocess
         images = (_resize(_decode(content, preprocess), preprocess) for content in encoded)
-        return torch.stack([self._transform(image) for image in images])
+        stacked = torch.stack([self._transform(image) for image in images])
+        return stacked.contiguous(memory_format=torch.channels_last)
 
-    def compute_logits(self, encoded: list[bytes]) -> Float32Array:
-        """Classify image files; return float32 (N, classes)."""
-        batches = (encoded[start : start + _BATCH] for start in range(0, len(encoded), _BATCH))
+    def compute_logits(
+        self, encoded: list[bytes], on_progress: Callable[[float], object] = lambda share: None
+    ) -> Float32Array:
+        """Classify image files; return float32 (N, classes). `on_progress` is called with the share that is done."""
+        logits = []
         with torch.inference_mode():
-            return np.concatenate([self._model(self.transform_images(batch)).numpy() for batch in batches])
+            for start in range(0, len(encoded), _BATCH):
+                batch = encoded[start : start + _BATCH]
+                logits.append(self._model(self.transform_images(batch)).numpy())
+                on_progress((start + len(batch)) / len(encoded))
+        return np.concatenate(logits)
 
     def compute_probabilities(self, logits: Float32Array) -> Float32Array:
         """Return softmax(logits / temperature), float32 (N, classes)."""

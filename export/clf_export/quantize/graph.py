@@ -1,6 +1,6 @@
 """ONNX graphs before they are files: run, optimized, searched and edited.
 
-The one module here that imports onnxruntime itself; int8.py and fp16.py import its converters.
+The one module here that imports onnxruntime itself; calibration.py, int8.py and fp16.py import its tools.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
     for name in ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
 )
 
-_BATCH = 32
+BATCH = 32
 _MEASURE_BATCH = 4  # every activation of a batch is held at once
 _LOG_FATAL_ONLY = 4  # errors are raised, with the same text
 # The operators that prepare the pixels, in front of the network.
@@ -47,7 +47,7 @@ class Graph:
 
     def compute_logits(self, pixels: UInt8Array) -> Float32Array:
         """Return the logits, float32 (N, classes), of any number of images, in batches."""
-        batches = [self.run(pixels[start : start + _BATCH])[0] for start in range(0, len(pixels), _BATCH)]
+        batches = [self.run(pixels[start : start + BATCH])[0] for start in range(0, len(pixels), BATCH)]
         return np.concatenate(batches)
 
 
@@ -151,6 +151,16 @@ def measure_channel_means(
             mean = value.reshape(*value.shape[:2], -1).mean(axis=(0, 2), dtype=np.float64)
             sums[name] = mean * images + sums.get(name, 0.0)
     return {name: total / len(pixels) for name, total in sums.items()}
+
+
+def run_for_inner_values(
+    model: onnx.ModelProto, names: list[str], pixels: UInt8Array
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """Run a graph; yield the values of these tensors, by name, of each batch of images, uint8 (N, H, W, C)."""
+    outputs = {output.name for output in model.graph.output}
+    added = [onnx.ValueInfoProto(name=name) for name in names if name not in outputs and name != INPUT]
+    for _, values in _run_for(model, added, names, pixels):
+        yield values
 
 
 def _run_for(

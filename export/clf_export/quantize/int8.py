@@ -7,20 +7,17 @@ onnxruntime's page "Quantize ONNX Models", on U8S8 and reduce_range.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, create_calibrator
+from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry
 
-from clf_export.exporters.module import INPUT
 from clf_export.quantize.bias_correction import Float64Array, correct_biases
 from clf_export.quantize.graph import (
     ONNXRUNTIME_ERRORS,
@@ -33,19 +30,10 @@ from clf_export.quantize.graph import (
     weights_of,
 )
 from clf_export.quiet import quiet
-from clf_runtime.preprocess import UInt8Array
 
-CALIBRATIONS = ("minmax", "percentile", "entropy")
-
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
 _LAYERS = frozenset(("Conv", "Gemm", "MatMul"))
 # The registry lacks GlobalAveragePool; the quantizer's default treatment of an operator is right for it.
-_OPERATORS = frozenset((*QDQRegistry, "GlobalAveragePool"))
-_BATCH = 8
+QUANTIZED_OPERATORS = frozenset((*QDQRegistry, "GlobalAveragePool"))
 _MAX_WEIGHT = 64  # of 7 bits
 # For a smaller constant two more nodes cost more than its bytes.
 _MIN_WEIGHT_ELEMENTS = 256
@@ -79,17 +67,6 @@ QUANTIZATION_CONFIGS = (
 )
 
 
-class _CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
-    """Batches of uint8 (N, H, W, C), as onnxruntime's calibrators read them."""
-
-    def __init__(self, pixels: UInt8Array) -> None:
-        self._batches = iter([pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)])
-
-    def get_next(self) -> dict[str, UInt8Array] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {INPUT: batch}
-
-
 @contextmanager
 def onnxruntime_errors_as_quantization_errors() -> Iterator[None]:
     """Raise QuantizationError where onnxruntime cannot open or run a quantized graph."""
@@ -97,31 +74,6 @@ def onnxruntime_errors_as_quantization_errors() -> Iterator[None]:
         yield
     except ONNXRUNTIME_ERRORS as error:
         raise QuantizationError(f"onnxruntime cannot run it: {' '.join(str(error).split())}") from error
-
-
-def calibrate(model: onnx.ModelProto, pixels: UInt8Array, calibration: str) -> Any:
-    """Return the range of each activation over images, in onnxruntime's own type.
-
-    Args:
-        model: a float32 graph.
-        pixels: uint8 (N, H, W, C).
-        calibration: one of CALIBRATIONS.
-    """
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        path = Path(folder, "model.onnx")
-        onnx.save(model, path)
-        calibrator = create_calibrator(
-            path,
-            sorted(_OPERATORS),
-            augmented_model_path=str(Path(folder, "augmented.onnx")),
-            calibrate_method=_METHODS[calibration],
-            # A one-sided range, as after a ReLU, must not spend a bit on the other side.
-            extra_options={"symmetric": False},
-        )
-        # In chunks, because the histogram collector holds every activation until it has counted it.
-        for start in range(0, len(pixels), 4 * _BATCH):
-            calibrator.collect_data(_CalibrationImages(pixels[start : start + 4 * _BATCH]))
-        return calibrator.compute_data()
 
 
 def int8_from_onnx(
@@ -133,7 +85,7 @@ def int8_from_onnx(
         model: the graph, which is not changed. It comes from `rewrite_for_quantization`, unless the config stores the
             weights only.
         config: what is quantized, and how.
-        ranges: of its activations, by `calibrate`.
+        ranges: of its activations, by `calibration`.
         means: of its layers' inputs, by `measure_input_means`.
 
     Raises:
@@ -155,7 +107,7 @@ def int8_from_onnx(
 def _quantize(model: onnx.ModelProto, config: QuantizationConfig, ranges: Any) -> onnx.ModelProto:
     """Insert QuantizeLinear and DequantizeLinear, and store weights as integers, by onnxruntime's quantizer."""
     excluded = _nodes_to_exclude(model.graph, config)
-    operators = _OPERATORS if config.operators == "all" else _LAYERS
+    operators = QUANTIZED_OPERATORS if config.operators == "all" else _LAYERS
     with quiet():
         try:
             quantizer = QDQQuantizer(

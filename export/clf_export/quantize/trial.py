@@ -13,7 +13,7 @@ class Trial:
     """One config with one calibration, and what was measured of it on images that neither training nor calibration saw.
 
     Accuracy and agreement are None where they were not measured: because of the error, or since a faster config was
-    accepted.
+    accepted. If the accuracy alone is None, the trial ended early, and the agreement is the most that was possible.
     """
 
     config: QuantizationConfig
@@ -70,7 +70,8 @@ def format_trials(result: SearchResult) -> list[str]:
         size = "" if trial.size_bytes is None else f"{trial.size_bytes / 1e6:.2f} MB"
         latency = "" if trial.latency_ms is None else f"{trial.latency_ms:.2f} ms"
         accuracy = "" if trial.accuracy is None else f"{trial.accuracy:.2%}"
-        agreement = "" if trial.agreement is None else f"{trial.agreement:.2%}"
+        limit = "≤ " if trial.accuracy is None else ""
+        agreement = "" if trial.agreement is None else f"{limit}{trial.agreement:.2%}"
         rows.append((str(trial.config), trial.calibration, size, latency, accuracy, agreement))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -12,10 +12,11 @@ from clf_runtime import artifacts
 from clf_runtime.errors import DataError
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import ModelSpec, Preprocess
-from clf_train.config import DataSource, load_dataset
+from clf_train.config import load_dataset
 from clf_train.data.cache import Shard, choose_cache
 from clf_train.data.dataset import Dataset, ImageSet, Int64Array, interleave_classes, raise_if_unreadable
 from clf_train.data.loading import decode_dataset, select_readable
+from clf_train.provenance import restore_source
 
 _CALIBRATION_IMAGES = 128
 _SEARCH_IMAGES = 1000
@@ -70,12 +71,7 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
         raise DataError(
             "model.json: names no data, and the parity check needs labeled images; add --data NAME or --data DIR"
         )
-    source = DataSource(
-        data=name,
-        data_root=data_root or provenance.data_root or "data",
-        test_split=provenance.test_split,
-        seed=provenance.seed,
-    )
+    source = restore_source(provenance, name, data_root)
     try:
         dataset = load_dataset(source)
     except DataError as error:

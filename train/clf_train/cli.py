@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import click
 
 from clf_runtime import __version__
-from clf_runtime.command import ARTIFACTS_OPTION, execute
+from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import DataError, InvalidModelError, UsageError
 from clf_train import torchrun
+from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
 from clf_train.progress import Progress, format_percent
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
 
@@ -129,6 +130,8 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: that of the images, at most 64]")
 @COLOR_OPTION
 @RESIZE_OPTION
+@MEAN_OPTION
+@STD_OPTION
 @TEST_SPLIT_OPTION
 @SEED_OPTION
 @click.option(
@@ -182,6 +185,8 @@ def command(
     size: tuple[int, int] | None,
     color: Color | None,
     resize: ResizeMode,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     test_split: float,
     seed: int,
     device: str,
@@ -208,7 +213,7 @@ def command(
         source=DataSource(data, data_root, test_split, seed),
         model=model,
         weights=weights,
-        input=InputOptions(size, color, resize),
+        input=InputOptions(size, color, resize, mean, std),
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -235,6 +240,8 @@ def command(
                 raise
             sys.exit(error.exit_code)  # every process raises the same error; one prints it
     if torchrun.is_main_process():
+        for warning in result.warnings:
+            say(f"warning: {warning}")
         _print_result(result, artifacts)
 
 

@@ -11,23 +11,11 @@ import click
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute
 from clf_train.cli import COLOR_OPTION, DATA_ROOT_OPTION, RESIZE_OPTION, SEED_OPTION, TEST_SPLIT_OPTION, Size
+from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
 from clf_train.progress import format_percent
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, ResizeMode
-
-
-class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
-    """One number, or one for each channel, separated by commas."""
-
-    name = "X[,Y,Z]"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Return the numbers."""
-        try:
-            return tuple(float(text) for text in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a number; expected 0.5 or 0.485,0.456,0.406, for example.", param, ctx)
 
 
 @click.command(
@@ -55,8 +43,8 @@ Exit codes: 0 success, 2 usage error, 3 invalid weights or data,
 @click.option("--size", type=Size(), help="Input size in pixels.  [default: the model's]")
 @COLOR_OPTION
 @RESIZE_OPTION
-@click.option("--mean", type=Numbers(), help="Mean of pixels in 0..1, as in training.  [default: the model's]")
-@click.option("--std", type=Numbers(), help="Their standard deviation.  [default: the model's]")
+@MEAN_OPTION
+@STD_OPTION
 @click.option(
     "--data", "-d", metavar="NAME|DIR", help="Labeled images, to measure the accuracy and fit the temperature."
 )
@@ -93,9 +81,7 @@ def command(
         labels=read_labels(labels),
         source=DataSource(data or "", data_root, test_split, seed),
         has_data=data is not None,
-        input=InputOptions(size, color, resize),
-        mean=mean,
-        std=std,
+        input=InputOptions(size, color, resize, mean, std),
         overwrite=overwrite,
         command=shlex.join(["clf-import", *sys.argv[1:]]),
     )

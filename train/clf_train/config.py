@@ -32,6 +32,8 @@ class InputOptions:
     size: tuple[int, int] | None = None  # (height, width) in pixels
     color: Color | None = None
     resize: ResizeMode = "crop"
+    mean: tuple[float, ...] | None = None  # one value or one per channel, of pixels in 0..1
+    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

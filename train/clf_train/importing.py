@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,6 @@ class ImportConfig:
     source: DataSource
     has_data: bool  # whether `source` names labeled images; if not, it only records how an export will split them
     input: InputOptions = field(default_factory=InputOptions)
-    mean: tuple[float, ...] | None = None  # one or per channel, of pixels in 0..1; None for the model's default
-    std: tuple[float, ...] | None = None
     overwrite: bool = False
     command: str = ""  # for the provenance
 
@@ -75,8 +73,7 @@ def import_model(config: ImportConfig, folder: Path) -> ModelSpec:
     raise_if_finished(folder, config.overwrite)
     if has_checkpoint(folder) and not config.overwrite:
         raise DataError(f"{folder}: has unfinished training; --overwrite replaces it, -a names another folder")
-    preprocess, normalize = resolve_input(config.model, config.input)
-    normalize = _choose_normalize(config, normalize, preprocess.channels)
+    preprocess, normalize = resolve_input(config.model, _complete_input(config), is_pretrained=True)
     obsolete = (*artifacts.DERIVED, *artifacts.OF_TRAINING, *artifacts.UNFINISHED)
     with files.atomic_folder(folder, artifacts.SPEC, obsolete) as staging:
         model = _load_model(config, preprocess, normalize)
@@ -99,28 +96,11 @@ def import_model(config: ImportConfig, folder: Path) -> ModelSpec:
     return spec
 
 
-def _choose_normalize(config: ImportConfig, torchvision_default: Normalize, channels: int) -> Normalize:
-    """Return the user's values, otherwise those of the tutorial or of torchvision, otherwise the identity."""
-    row = find_model_row(config.model)
-    if row is not None:
-        mean, std = row.normalize
-        default = Normalize((mean,) * channels, (std,) * channels)
-    elif config.model in TORCHVISION:
-        default = torchvision_default
-    else:
-        default = Normalize((0.0,) * channels, (1.0,) * channels)
-    return Normalize(
-        _repeat_per_channel(config.mean, channels) or default.mean,
-        _repeat_per_channel(config.std, channels) or default.std,
-    )
-
-
-def _repeat_per_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
-    if values is None or len(values) == channels:
-        return values
-    if len(values) == 1:
-        return values * channels
-    raise UsageError(f"--mean and --std: found {len(values)} numbers; expected 1, or {channels} (one for each channel)")
+def _complete_input(config: ImportConfig) -> InputOptions:
+    """Return the user's choices; nothing is known about weights of a user's factory, so pixels in 0..1 are assumed."""
+    if find_model_row(config.model) is not None or config.model in TORCHVISION:
+        return config.input
+    return replace(config.input, mean=config.input.mean or (0.0,), std=config.input.std or (1.0,))
 
 
 def _load_model(config: ImportConfig, preprocess: Preprocess, normalize: Normalize) -> nn.Module:

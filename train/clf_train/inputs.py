@@ -48,6 +48,8 @@ def prepare_inputs(config: TrainConfig, workplace: Workplace) -> TrainInputs:
     dataset = load_dataset(config.source)
     plan = make_plan(config, dataset)
     group, callbacks = workplace.group, workplace.callbacks
+    for warning in plan.warnings:
+        callbacks.on_warning(warning)
     images = sum(map(len, dataset.splits))
     if config.cache == "auto":
         cache = choose_cache(images // group.size, plan.preprocess.shape, workplace.staging)

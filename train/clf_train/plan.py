@@ -11,6 +11,8 @@ from clf_runtime.spec import Color, Normalize, Preprocess, Resample
 from clf_train.config import AUTO, DataSource, InputOptions, TrainConfig
 from clf_train.data.dataset import Dataset, FileImageSet
 from clf_train.data.folder import ImageProperties, survey_images
+from clf_train.models.pretrained import loads_own_weights
+from clf_train.normalization import choose_normalize
 from clf_train.recipe import Recipe, choose_recipe, disable_geometric_augmentation
 from clf_train.registry import TORCHVISION, ModelRow, find_dataset_row, find_model_row
 
@@ -18,6 +20,8 @@ _Value = TypeVar("_Value")
 
 # Pixels per side that the small networks are made for.
 _MIN_SIDE, _MAX_SIDE = 8, 64
+# Nearly all published weights were trained at this size; a user's factory does not say at which.
+_MAX_PRETRAINED_SIDE = 224
 
 # The first layer is followed by batch normalization, so only the rough range matters; and with inverted images among
 # the others the true mean is 0.5.
@@ -40,6 +44,7 @@ class TrainPlan:
     normalize: Normalize
     recipe: Recipe
     reason: str  # why this architecture; empty if the user named it
+    warnings: tuple[str, ...] = ()  # what was assumed and may be wrong
 
 
 def make_plan(config: TrainConfig, dataset: Dataset) -> TrainPlan:
@@ -50,13 +55,19 @@ def make_plan(config: TrainConfig, dataset: Dataset) -> TrainPlan:
     """
     properties = _find_image_properties(config.source, dataset)
     architecture, reason = _choose_architecture(config.model, properties.side)
-    preprocess, normalize = resolve_input(architecture, config.input, properties)
+    is_pretrained = _is_pretrained(config, architecture, properties, len(dataset.labels))
+    preprocess, normalize = resolve_input(architecture, config.input, properties, is_pretrained)
     recipe = choose_recipe(config.source.data, len(dataset.train), preprocess.color)
-    return TrainPlan(architecture, preprocess, normalize, _adapt_recipe(recipe, config, architecture), reason)
+    recipe = _adapt_recipe(recipe, config, architecture, is_pretrained)
+    warnings = _list_assumptions(config, architecture, preprocess, recipe) if is_pretrained else ()
+    return TrainPlan(architecture, preprocess, normalize, recipe, reason, warnings)
 
 
 def resolve_input(
-    architecture: str, options: InputOptions, properties: ImageProperties | None = None
+    architecture: str,
+    options: InputOptions,
+    properties: ImageProperties | None = None,
+    is_pretrained: bool = False,
 ) -> tuple[Preprocess, Normalize]:
     """Decide what the network's input is.
 
@@ -64,6 +75,7 @@ def resolve_input(
         architecture: the name of a model.
         options: the user's choices.
         properties: of the images; None if there are none.
+        is_pretrained: whether the network starts from weights, whose input is then decided by them.
 
     Raises:
         UsageError: an option contradicts the model, or none of the three decides a value.
@@ -78,7 +90,8 @@ def resolve_input(
         size = size or (row.weights.size, row.weights.size)
     if properties is not None:
         color = color or properties.color
-        size = size or (min(_MAX_SIDE, max(_MIN_SIDE, properties.side)),) * 2
+        largest = _MAX_PRETRAINED_SIDE if is_pretrained and _is_factory(architecture) else _MAX_SIDE
+        size = size or (min(largest, max(_MIN_SIDE, properties.side)),) * 2
     if size is None or color is None:
         raise UsageError(f"{architecture}: takes any size and color; set them with --size HxW and --color L or RGB")
     channels = 1 if color == "L" else 3
@@ -91,8 +104,8 @@ def resolve_input(
         resample="bilinear",
         background=(255,) * channels,
     )
-    mean, std = (_MEAN, _STD) if row.weights is None else row.normalize
-    return preprocess, Normalize((mean,) * channels, (std,) * channels)
+    mean, std = row.normalize if row.weights is not None or is_pretrained else (_MEAN, _STD)
+    return preprocess, choose_normalize(options, Normalize((mean,) * channels, (std,) * channels))
 
 
 def _resolve_torchvision_input(architecture: str, options: InputOptions) -> tuple[Preprocess, Normalize]:
@@ -116,8 +129,8 @@ def _resolve_torchvision_input(architecture: str, options: InputOptions) -> tupl
         background=(255, 255, 255),
     )
     if architecture in _TENSORFLOW_NORMALIZE:
-        return preprocess, Normalize((_MEAN,) * 3, (_STD,) * 3)
-    return preprocess, Normalize(tuple(transforms.mean), tuple(transforms.std))
+        return preprocess, choose_normalize(options, Normalize((_MEAN,) * 3, (_STD,) * 3))
+    return preprocess, choose_normalize(options, Normalize(tuple(transforms.mean), tuple(transforms.std)))
 
 
 def _resolve(
@@ -160,15 +173,48 @@ def _choose_architecture(model: str, side: int) -> tuple[str, str]:
     )
 
 
-def _adapt_recipe(recipe: Recipe, config: TrainConfig, architecture: str) -> Recipe:
+def _is_factory(architecture: str) -> bool:
+    return ":" in architecture
+
+
+def _is_pretrained(config: TrainConfig, architecture: str, properties: ImageProperties, classes: int) -> bool:
+    """Return whether the network starts from weights: those of --weights, or those that a user's factory loads."""
+    if config.weights is not None:
+        return True
+    side, channels = properties.side, 1 if properties.color == "L" else 3
+    return _is_factory(architecture) and loads_own_weights(architecture, (side, side, channels), classes)
+
+
+def _list_assumptions(
+    config: TrainConfig, architecture: str, preprocess: Preprocess, recipe: Recipe
+) -> tuple[str, ...]:
+    """Say what the weights of a user's factory leave open, since a wrong guess costs accuracy and shows nowhere."""
+    options = config.input
+    assumed = [
+        f"{option} {value}"
+        for option, value, chosen in (
+            ("--size", _format_size((preprocess.height, preprocess.width)), options.size),
+            ("--mean", f"{_MEAN:g}", options.mean),
+            ("--std", f"{_STD:g}", options.std),
+            ("--learning-rate", f"{recipe.learning_rate:g}", config.learning_rate),
+        )
+        if chosen is None
+    ]
+    if not assumed or not _is_factory(architecture):
+        return ()
+    return (f"{architecture} starts from weights that do not say how they were trained; assuming {' '.join(assumed)}",)
+
+
+def _adapt_recipe(recipe: Recipe, config: TrainConfig, architecture: str, is_pretrained: bool) -> Recipe:
     """Return the recipe with what the model needs and what the user chose."""
     row = find_model_row(architecture) or ModelRow(architecture, "", "")
     peak, max_batch_size = row.learning_rate, row.batch_size
     if row.weights is not None:
-        peak = _PEAK_FINE_TUNING if config.weights else _PEAK_TORCHVISION
+        peak = _PEAK_TORCHVISION
     if architecture in TORCHVISION:
-        peak = _PEAK_FINE_TUNING if config.weights else _PEAK_TORCHVISION
-        max_batch_size = _MAX_BATCH_TORCHVISION
+        peak, max_batch_size = _PEAK_TORCHVISION, _MAX_BATCH_TORCHVISION
+    if is_pretrained:
+        peak = _PEAK_FINE_TUNING
     recipe = replace(
         recipe,
         epochs=config.epochs or recipe.epochs,

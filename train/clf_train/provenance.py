@@ -1,4 +1,4 @@
-"""Where a model comes from, for its spec."""
+"""Where a model comes from, for its spec; and its images, found again from there."""
 
 from __future__ import annotations
 
@@ -50,4 +50,20 @@ def record_provenance(
             "numpy": np.__version__,
             "pillow": PIL.__version__,
         },
+    )
+
+
+def restore_source(provenance: Provenance, data: str, data_root: str | None = None) -> DataSource:
+    """Return the data source that finds the images of a training run again, in the same splits.
+
+    Args:
+        provenance: of the trained model.
+        data: the name of its data set or its folder, which may have moved.
+        data_root: the folder of named data sets, if it has moved.
+    """
+    return DataSource(
+        data=data,
+        data_root=data_root or provenance.data_root or "data",
+        test_split=provenance.test_split,
+        seed=provenance.seed,
     )

@@ -16,11 +16,12 @@ from clf_runtime.spec import Metrics, ModelSpec
 from clf_train import distributed, torchrun
 from clf_train.callbacks import TrainCallbacks
 from clf_train.config import TrainConfig
-from clf_train.data.cache import ArrayPixels, LazyPixels, PixelStore
-from clf_train.data.dataset import FileImageSet
+from clf_train.data.cache import ArrayPixels, LazyPixels, PixelStore, Shard
+from clf_train.data.dataset import FileImageSet, ImageSet
 from clf_train.data.loading import LoadedDataset
 from clf_train.distributed import ProcessGroup
 from clf_train.engine.checkpoint import CheckpointSchedule, CheckpointStore, discard_checkpoints, has_checkpoint
+from clf_train.engine.collapse import CollapseMonitor
 from clf_train.engine.device import select_device
 from clf_train.engine.evaluate import EvalResult, Predictor, compute_probabilities, evaluate
 from clf_train.engine.signals import defer_signals
@@ -33,9 +34,10 @@ from clf_train.plan import TrainPlan
 from clf_train.provenance import record_provenance
 from clf_train.report.analysis import RunResults
 from clf_train.report.preview import html_from_images
-from clf_train.report.report import html_from_run
 from clf_train.report.samples import write_samples
+from clf_train.report.splits import LabeledSplits, SplitImages
 from clf_train.report.tensorboard import TensorBoardWriter
+from clf_train.report.writing import write_report
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class TrainResult:
     spec: ModelSpec
     uncalibrated: Metrics  # on the test split, without the temperature
     artifacts: Path
+    warnings: tuple[str, ...] = ()  # what is wrong with the training
 
 
 def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> TrainResult:
@@ -56,7 +59,7 @@ def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> Train
 
     Raises:
         DataError: the images cannot be used, or the folder has a model or unfinished training.
-        InvalidModelError: the weights to start from do not fit.
+        InvalidModelError: the weights to start from do not fit, or the training diverges.
         MachineError, OSError: this machine cannot do it.
         UsageError: an option contradicts the model.
         KeyboardInterrupt, SystemExit: interrupted; a checkpoint is written.
@@ -104,7 +107,7 @@ def _open_staging(folder: Path, group: ProcessGroup) -> Iterator[Path]:
         yield next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
         return
     # Before the work, so that a folder without write permission fails at once.
-    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED, artifacts.UNREADABLE)
+    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED, artifacts.UNREADABLE, artifacts.LABEL_ISSUES)
     with files.atomic_folder(folder, last=artifacts.SPEC, obsolete=obsolete) as staging:
         yield staging
 
@@ -119,7 +122,7 @@ def _train(
         plan.recipe, plan.normalize, config.source.seed, device=workplace.device, group=workplace.group
     )
     trainer = Trainer(model, loaded.train, loaded.validation, options)
-    _run(config, inputs, workplace, trainer, tensorboard)
+    warnings = _run(config, inputs, workplace, trainer, tensorboard)
     predictor = Predictor(model, plan.normalize, workplace.device, workplace.group)
     evaluation = evaluate(predictor, loaded.validation, loaded.test, loaded.dataset.test_name)
     tensorboard.write_evaluation(evaluation, len(trainer.history))
@@ -135,8 +138,9 @@ def _train(
     )
     if workplace.group.is_main:
         _write_model(workplace.staging, spec, weights, loaded)
-        _write_report(workplace.staging, spec, trainer.history, loaded, evaluation)
-    return TrainResult(spec, evaluation.uncalibrated, workplace.folder)
+        results = _collect_results(spec, trainer.history, loaded, evaluation)
+        _write_report(workplace.staging, dataclasses.replace(results, warnings=warnings))
+    return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings)
 
 
 def _run(
@@ -145,8 +149,8 @@ def _run(
     workplace: Workplace,
     trainer: Trainer,
     tensorboard: TensorBoardWriter,
-) -> None:
-    """Run all steps, from the latest checkpoint on if training resumes."""
+) -> tuple[str, ...]:
+    """Run all steps, from the latest checkpoint on if training resumes; return what went wrong."""
     callbacks = workplace.callbacks
     store = CheckpointStore(workplace.folder, _identify(config, inputs.plan, inputs.loaded))
     schedule = CheckpointSchedule(trainer, store, config.checkpoint_every_s, workplace.group)
@@ -154,7 +158,9 @@ def _run(
         schedule.resume(callbacks.on_warning)
     elif workplace.group.is_main:
         discard_checkpoints(workplace.folder)
-    callbacks.on_train_start(inputs.summary, inputs.plan.recipe.epochs, trainer.images, trainer.images_done)
+    dataset, recipe = inputs.loaded.dataset, inputs.plan.recipe
+    monitor = CollapseMonitor(dataset.train.targets, dataset.validation.targets, recipe)
+    callbacks.on_train_start(inputs.summary, recipe.epochs, trainer.images, trainer.images_done)
     with defer_signals() as interruption:
         while not trainer.is_done:
             row = trainer.step()
@@ -162,7 +168,11 @@ def _run(
             if row is not None:
                 callbacks.on_epoch(row)
                 tensorboard.write_epoch(row)
+                warning = monitor.check(trainer.history)
+                if warning:
+                    callbacks.on_warning(warning)
             schedule.after_step(epoch_ended=row is not None, interruption=interruption)
+    return monitor.conclude(trainer.history)
 
 
 def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> dict[str, str]:
@@ -190,27 +200,39 @@ def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedD
     write_samples(staging / artifacts.SAMPLES, loaded.dataset.test, spec)
 
 
-def _write_report(
-    staging: Path, spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
-) -> None:
-    results = RunResults(
+def _collect_results(
+    spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
+) -> RunResults:
+    dataset = loaded.dataset
+    shards = (loaded.train, loaded.validation, loaded.test)
+    splits = LabeledSplits(
+        *(
+            SplitImages(images.names, images.targets, _find_pixels(images, shard, spec))
+            for images, shard in zip(dataset.splits, shards, strict=True)
+        )
+    )
+    return RunResults(
         spec=spec,
         history=history,
-        pixels=_test_pixels(loaded, spec),
+        pixels=splits.test.pixels,
         targets=evaluation.targets,
         probabilities=compute_probabilities(evaluation.logits, evaluation.temperature),
         uncalibrated=evaluation.uncalibrated,
         unreadable_images=len(loaded.unreadable),
+        names=dataset.test.names,
+        splits=splits,
     )
-    (staging / artifacts.HISTORY).write_text(csv_from_history(history), encoding="utf-8", newline="\n")
-    (staging / artifacts.REPORT).write_text(html_from_run(results), encoding="utf-8")
 
 
-def _test_pixels(loaded: LoadedDataset, spec: ModelSpec) -> PixelStore:
-    """Return the pixels of the complete test split; this process may have decoded only its share."""
-    images = loaded.dataset.test
-    if len(loaded.test) == len(images):
-        return loaded.test.pixels
+def _write_report(staging: Path, results: RunResults) -> None:
+    (staging / artifacts.HISTORY).write_text(csv_from_history(results.history), encoding="utf-8", newline="\n")
+    write_report(staging, results)
+
+
+def _find_pixels(images: ImageSet, shard: Shard, spec: ModelSpec) -> PixelStore:
+    """Return the pixels of a complete split; this process may have decoded only its share."""
+    if len(shard) == len(images):
+        return shard.pixels
     if isinstance(images, FileImageSet):
         return LazyPixels(images, spec.preprocess)
     return ArrayPixels(images.decode(spec.preprocess))

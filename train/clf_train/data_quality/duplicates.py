@@ -12,9 +12,9 @@ from clf_runtime.preprocess import UInt8Array
 from clf_train.data.dataset import Int64Array
 from clf_train.engine.features import Float32Array
 
-# Measured on 3,409 photos of clothes (5.8 million pairs) and 110 of them, changed. Two pairs of photos are as similar as
-# the first limit, a copy among them; it finds 93 % of mirrored copies and half of those cropped by 3 %. The two others
-# together find no pair but the copy, and all copies that were compressed or brightened, and 81 % of those halved.
+# Measured on 3,409 photos of clothes (5.8 million pairs) and 110 of them, changed. Two pairs of photos are as similar
+# as the first limit, a copy among them; it finds 93 % of mirrored copies and half of those cropped by 3 %. The two
+# others together find no pair but the copy; and all compressed or brightened copies, and 81 % of the halved ones.
 _MIN_SIMILARITY = 0.92
 _MIN_SIMILARITY_OF_EQUAL_HASHES = 0.7
 _MAX_BITS = 25  # of 256 that differ in two hashes
@@ -88,7 +88,8 @@ def _find_axes(directions: torch.Tensor) -> torch.Tensor:
     """Return orthonormal axes (D, d) along which the directions vary most."""
     # eigh sorts ascending; the covariance of D features is small, however many images there are.
     _, vectors = torch.linalg.eigh(directions.T @ directions)
-    return vectors[:, -_PROJECTED:]
+    axes: torch.Tensor = vectors[:, -_PROJECTED:]
+    return axes
 
 
 def _find_candidates(projected: torch.Tensor, min_similarity: float) -> Iterator[tuple[Int64Array, Int64Array]]:

@@ -110,4 +110,3 @@ def _extrapolate_error(sizes: Sequence[int], errors: Float64Array, images: int) 
     slopes = logs @ centered / (centered @ centered)
     doubled: Float64Array = errors[:, -1] * 2 ** np.minimum(slopes, 0)
     return doubled
-

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clf_runtime.errors import DataError
+from clf_runtime.errors import DataError, InvalidModelError
 from clf_runtime.spec import Normalize
 from clf_train.data.augment import augment
 from clf_train.data.cache import Shard
@@ -98,7 +98,11 @@ class Trainer:
         return self._schedule.count_images(self._schedule.steps)
 
     def step(self) -> Epoch | None:
-        """Train on one batch; return the row of the epoch after its last batch."""
+        """Train on one batch; return the row of the epoch after its last batch.
+
+        Raises:
+            InvalidModelError: after an epoch, a weight is NaN or infinite: no further step mends it.
+        """
         started = time.perf_counter()
         if self._batches is None:
             self._batches = self._batch_loader.load_epoch(*divmod(self._step, self._schedule.steps_per_epoch))
@@ -169,6 +173,7 @@ class Trainer:
         """Validate, and add a row to the history."""
         loss, correct, images = self._options.group.all_reduce(self._sums).tolist()
         seconds = self._seconds + time.perf_counter() - step_started
+        self._raise_if_diverged(loss / images)
         validation_loss, validation_accuracy = self._validate()
         row = Epoch(
             epoch=len(self.history) + 1,
@@ -181,6 +186,15 @@ class Trainer:
         )
         self.history.append(row)
         return row
+
+    def _raise_if_diverged(self, loss: float) -> None:
+        if all(bool(torch.isfinite(value).all()) for value in self._model.state_dict().values()):
+            return
+        raise InvalidModelError(
+            f"the training diverged in epoch {len(self.history) + 1} (loss {loss:g}, weights NaN or infinite); start "
+            f"over with --overwrite and a lower --learning-rate (now {self._options.recipe.learning_rate:g}); "
+            "no model was written"
+        )
 
     def _validate(self) -> tuple[float | None, float | None]:
         """Return the loss and the accuracy on the validation split, if it has images."""

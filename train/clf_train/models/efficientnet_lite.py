@@ -12,6 +12,7 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clf_train.models.networks import Shape
 
@@ -69,12 +70,36 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to logits (N, classes)."""
-        features = F.relu6(self._bn0(self._conv_stem(images)))
-        for block in self._blocks:
-            features = block(features)
-        features = F.relu6(self._bn1(self._conv_head(features)))
-        logits: Tensor = self._fc(self._dropout(features.mean((2, 3))))
+        return self.run_head(self.run_blocks(self.run_stem(images), 0, len(self._blocks)))
+
+    def run_stem(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the input of the first block."""
+        return F.relu6(self._bn0(self._conv_stem(images)))
+
+    def run_blocks(self, activations: Tensor, first: int, end: int) -> Tensor:
+        """Map the input of block `first` to the input of block `end`."""
+        for block in self._blocks[first:end]:
+            activations = block(activations)
+        return activations
+
+    def pool(self, activations: Tensor) -> Tensor:
+        """Map the output of the last block to features (N, 1280)."""
+        return F.relu6(self._bn1(self._conv_head(activations))).mean((2, 3))
+
+    def run_head(self, activations: Tensor) -> Tensor:
+        """Map the output of the last block to logits (N, classes)."""
+        logits: Tensor = self._fc(self._dropout(self.pool(activations)))
         return logits
+
+    def fold_batch_norm(self) -> None:
+        """Make batch normalization part of the convolutions before it, in place; for inference only."""
+        _fold(self, "_conv_stem", "_bn0")
+        _fold(self, "_conv_head", "_bn1")
+        for block in self._blocks:
+            if "_expand_conv" in block._modules:
+                _fold(block, "_expand_conv", "_bn0")
+            _fold(block, "_depthwise_conv", "_bn1")
+            _fold(block, "_project_conv", "_bn2")
 
 
 class InvertedResidual(nn.Module):
@@ -114,12 +139,20 @@ class SamePadConv2d(nn.Conv2d):
     ) -> None:
         super().__init__(inputs, outputs, kernel_size, stride, bias=False, groups=groups)
         rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel_size - n, 0) for n in size)
-        # F.pad counts from the last axis on: left, right, top, bottom.
-        self._same = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
+        # The convolution itself pads the same at the beginning and the end, without a copy of the features; the rest is
+        # added here. F.pad counts from the last axis on: left, right, top, bottom.
+        self.padding = (rows // 2, columns // 2)
+        self._at_end = (0, columns % 2, 0, rows % 2)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
-        return super().forward(F.pad(features, self._same))
+        return super().forward(F.pad(features, self._at_end) if any(self._at_end) else features)
+
+
+def _fold(module: nn.Module, convolution: str, norm: str) -> None:
+    folded = fuse_conv_bn_eval(module.get_submodule(convolution), module.get_submodule(norm))  # type: ignore[type-var]
+    setattr(module, convolution, folded)
+    setattr(module, norm, nn.Identity())
 
 
 def _create_norm(channels: int) -> nn.BatchNorm2d:

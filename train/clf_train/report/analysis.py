@@ -35,6 +35,7 @@ class RunResults:
     probabilities: Float32Array  # (N, classes), with the temperature
     uncalibrated: Metrics | None = None  # without the temperature
     unreadable_images: int = 0
+    warnings: tuple[str, ...] = ()  # what is wrong with the training
     names: Sequence[str] = ()  # of the N images; empty if they have none
     splits: LabeledSplits | None = None  # all images; None if they were not kept
     features: ImageFeatures | None = None  # of all images; None if no pretrained network computed them

@@ -31,7 +31,7 @@ class CurveChart:
 
 
 def draw_learning_curve(curve: LearningCurve) -> CurveChart:
-    """Lay out a learning curve; the number of images has a logarithmic axis, on which a power law is nearly straight."""
+    """Lay out a learning curve; the images have a logarithmic axis, on which a power law is nearly straight."""
     points = (*curve.points, curve.doubled)
     heights = choose_round_values(max(0.0, min(point.low for point in points)), max(point.high for point in points))
     first, last = math.log(points[0].images), math.log(points[-1].images)

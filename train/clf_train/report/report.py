@@ -69,6 +69,7 @@ class Page:
     uncalibrated_error: float | None  # calibration error without the temperature
     is_pixelated: bool
     bins: tuple[CalibrationBin, ...]
+    warnings: tuple[str, ...]  # what is wrong with the training
 
 
 def html_from_run(results: RunResults, quality: DataQuality | None = None) -> str:
@@ -112,12 +113,11 @@ def _build_page(results: RunResults, quality: DataQuality | None) -> Page:
         uncalibrated_error=results.uncalibrated.calibration_error if results.uncalibrated else None,
         is_pixelated=max(predictions.pixels.shape[:2]) <= MAX_PIXELATED_SIDE,
         bins=bin_by_confidence(predictions.confidence, predictions.correct),
+        warnings=results.warnings,
     )
 
 
-def _build_quality(
-    results: RunResults, quality: DataQuality | None, labels: Sequence[str]
-) -> QualitySection | None:
+def _build_quality(results: RunResults, quality: DataQuality | None, labels: Sequence[str]) -> QualitySection | None:
     if quality is None or results.splits is None:
         return None
     return build_quality_section(results.splits, quality, labels)

@@ -92,12 +92,11 @@ def _formats_up_to(side: int) -> tuple[ImageFormat, ...]:
 
 def _survey(pixels: PixelStore, indices: Sequence[int], formats: Sequence[ImageFormat]) -> list[float]:
     """Return the mean size of an image in each format, in bytes of base64, with a margin for the estimate."""
-    spread = np.unique(np.linspace(0, len(indices) - 1, _SURVEYED).astype(int)) if len(indices) else []
-    images = [_reduce(image, formats[0].side) for image in _read(pixels, [indices[place] for place in spread])]
+    spread = np.unique(np.linspace(0, max(0, len(indices) - 1), _SURVEYED).astype(int))
+    chosen = [indices[place] for place in spread.tolist()] if len(indices) else []
+    images = [_reduce(image, formats[0].side) for image in _read(pixels, chosen)]
     margin = 1.05 if len(indices) > _SURVEYED else 1.0
-    return [
-        margin * sum(map(len, _encode_all(images, format))) / len(images) if images else 0.0 for format in formats
-    ]
+    return [margin * sum(map(len, _encode_all(images, format))) / len(images) if images else 0.0 for format in formats]
 
 
 def _read(pixels: PixelStore, indices: Sequence[int]) -> Iterable[UInt8Array]:

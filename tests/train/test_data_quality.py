@@ -157,7 +157,7 @@ def test_chains_of_near_duplicates_are_one_group() -> None:
 def test_an_image_unlike_all_others_is_an_outlier() -> None:
     features = make_pool(120).features.copy()
     features[33] = np.where(np.arange(64) < 8, 20.0, 0.0)
-    assert [outlier.index for outlier in find_outliers(features)][0] == 33
+    assert find_outliers(features)[0].index == 33
     assert find_outliers(features[:40]) == ()
 
 

@@ -85,7 +85,7 @@ def score(issues: Sequence[LabelIssue], flipped: Int64Array, known: set[int], ta
         "precision_without_known": hits / max(1, hits + len(found - true - known)),
         "recall": hits / len(true),
         "right_suggestions": statistics.mean(
-            issue.suggested == targets[issue.index] for issue in issues if issue.index in true
+            float(issue.suggested == targets[issue.index]) for issue in issues if issue.index in true
         ),
     }
 

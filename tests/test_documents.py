@@ -18,6 +18,7 @@ from clf_runtime import Classifier, errors
 from clf_runtime.bench.cli import command as bench_command
 from clf_runtime.cli import command as run_command
 from clf_runtime.errors import IMAGE_ERROR_KINDS
+from clf_runtime.evaluation.cli import command as eval_command
 from clf_train.cli import command as train_command
 from clf_train.cli_import import command as import_command
 
@@ -25,7 +26,8 @@ ROOT = Path(__file__).parent.parent
 # Not the changelog, which names what was renamed.
 PAGES = [path for folder in (ROOT, ROOT / "docs") for path in sorted(folder.glob("*.md")) if path.stem != "CHANGELOG"]
 COMMANDS = {
-    command.name: command for command in (train_command, import_command, export_command, run_command, bench_command)
+    command.name: command
+    for command in (train_command, import_command, export_command, run_command, eval_command, bench_command)
 }
 
 
@@ -37,8 +39,8 @@ def mentions(text: str) -> list[tuple[str, set[str]]]:
     """Return every command line in a text: the command, and its options up to the next command or the line's end."""
     found = []
     for line in text.splitlines():
-        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|bench)\b(?! -m))", line):
-            name = re.match(r"(clf-(?:train|import|export|run|bench))\b", segment)
+        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|eval|bench)\b(?! -m))", line):
+            name = re.match(r"(clf-(?:train|import|export|run|eval|bench))\b", segment)
             if name:
                 code = re.split(r"[|;`&]| && ", segment)[0]
                 found.append((name.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))

@@ -59,10 +59,11 @@ def find_test_split(folder: Path, spec: ModelSpec, data: str | None, data_root: 
     Args:
         folder: the artifacts folder.
         spec: the model's, with the provenance of its data.
-        data: the name of a data set, or a folder of images, in place of the one that training used.
+        data: the name of a data set, or a folder, an archive or a manifest, in place of the one that training used.
         data_root: the folder of named data sets, in place of the one that training used.
 
     Raises:
+        InvalidModelError: the provenance names columns that do not exist.
         DataError: the images are missing, cannot be read, or are not those of the training.
     """
     provenance = spec.provenance

@@ -97,7 +97,7 @@ def decode_image(image: ImageInput, preprocess: Preprocess) -> Image.Image:
         return _decode(image, preprocess)
     try:
         with _open_binary(image) as file:
-            return _decode(_open_image(file), preprocess)
+            return _decode(open_image(file), preprocess)
     except OSError as error:
         raise image_error_from_os_error(error) from None
 
@@ -173,7 +173,12 @@ def detect_format(head: bytes) -> tuple[str, str] | None:
     return None
 
 
-def _open_image(file: IO[bytes]) -> Image.Image:
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Open an image file by its first bytes; no pixels are decoded yet.
+
+    Raises:
+        ImageError: It is no supported image, or its header is damaged.
+    """
     head = file.read(HEAD_BYTES)
     file.seek(0)
     if not head:

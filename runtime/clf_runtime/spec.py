@@ -17,6 +17,8 @@ from clf_runtime.errors import InvalidModelError
 FORMAT = 1
 MAX_SIDE = 4096  # pixels; a larger input is a wrong number, not a classifier
 
+_OPTIONAL_OF_PROVENANCE = ("columns", "splits")
+
 Color = Literal["L", "RGB"]
 ResizeMode = Literal["squash", "crop", "pad"]
 Resample = Literal["bilinear", "bicubic"]
@@ -103,6 +105,8 @@ class Provenance:
         time: When training ended: ISO 8601, UTC.
         command: The command line.
         versions: Package name → version.
+        columns: What was chosen of `clf_runtime.labeled.Columns`; None if nothing was.
+        splits: Split → the folder or the value that the data itself has for it; None if the seed chose all splits.
     """
 
     data: str | None
@@ -115,6 +119,8 @@ class Provenance:
     time: str
     command: str
     versions: Mapping[str, str]
+    columns: Mapping[str, str] | None = None
+    splits: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,12 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """Return the JSON text that `from_json` reads. Equal specs return equal texts."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1, sort_keys=True)
+        content = asdict(self)
+        for key in _OPTIONAL_OF_PROVENANCE:
+            # Readers that are older than the field reject it, so it is only written if it says something.
+            if self.provenance is not None and getattr(self.provenance, key) is None:
+                del content["provenance"][key]
+        return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> ModelSpec:
@@ -210,6 +221,15 @@ class _Fields:
         value = self.take(key)
         if value is not None and not isinstance(value, str):
             raise self.error(key, f"is {_abbreviate(value)}", "a string or null")
+        return value
+
+    def has(self, key: str) -> bool:
+        return key in self._content
+
+    def texts(self, key: str) -> dict[str, str]:
+        value = self.take(key)
+        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+            raise self.error(key, f"is {_abbreviate(value)}", "an object of strings")
         return value
 
     def choice(self, key: str, choices: Iterable[str]) -> str:
@@ -320,9 +340,6 @@ def _parse_metrics(fields: _Fields | None) -> Metrics | None:
 def _parse_provenance(fields: _Fields | None) -> Provenance | None:
     if fields is None:
         return None
-    versions = fields.take("versions")
-    if not isinstance(versions, dict) or not all(isinstance(value, str) for value in versions.values()):
-        raise fields.error("versions", f"is {_abbreviate(versions)}", "an object of strings")
     provenance = Provenance(
         data=fields.string_or_null("data"),
         data_root=fields.string_or_null("data_root"),
@@ -333,7 +350,8 @@ def _parse_provenance(fields: _Fields | None) -> Provenance | None:
         state_dict_sha256=fields.string("state_dict_sha256"),
         time=fields.string("time"),
         command=fields.string("command"),
-        versions=versions,
+        versions=fields.texts("versions"),
+        **{key: fields.texts(key) for key in _OPTIONAL_OF_PROVENANCE if fields.has(key)},
     )
     fields.check_all_read()
     return provenance

@@ -19,7 +19,11 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["clf_runtime.cli", "clf_runtime.bench.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"]
+    "module",
+    [
+        *("clf_runtime.cli", "clf_runtime.evaluation.cli", "clf_runtime.bench.cli"),
+        *("clf_train.cli", "clf_train.cli_import", "clf_export.cli"),
+    ],
 )
 @pytest.mark.parametrize("flag", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module, flag):
@@ -43,6 +47,12 @@ def test_classifying_an_image_needs_neither_torch_nor_onnx(model, samples):
     loaded = modules_after(
         f"from clf_runtime import Classifier\nClassifier.load({str(model)!r}).predict({str(samples[0])!r})"
     )
+    assert {"numpy", "PIL", "onnxruntime"} <= loaded
+    assert not loaded & set(NEVER_ON_A_DEVICE)
+
+
+def test_evaluating_needs_neither_torch_nor_a_template_engine():
+    loaded = modules_after("from clf_runtime.evaluation import evaluate, page, record, table")
     assert {"numpy", "PIL", "onnxruntime"} <= loaded
     assert not loaded & set(NEVER_ON_A_DEVICE)
 

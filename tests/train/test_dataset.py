@@ -17,7 +17,7 @@ from clf_runtime.errors import DataError, MachineError
 from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.spec import Preprocess
 from clf_train.data import builtin, folder
-from clf_train.data.dataset import ArrayImageSet, interleave_classes, split_off
+from clf_train.data.dataset import ArrayImageSet, FileImageSet, ImageRoot, interleave_classes, split_off
 from clf_train.registry import DATASETS, find_dataset_row
 
 GRAY = Preprocess("L", 8, 8, "crop", 1.0, "bilinear", (255,))
@@ -213,7 +213,7 @@ def test_duplicates_between_the_test_and_the_training_split_are_found(tmp_path):
         ({}, "is empty; expected a folder of images for each class"),
         ({"only": 5}, "has one class, 'only'; expected two or more"),
         ({"a": 5, "b": 0}, "b: has no images"),
-        ({"a": 5, "b": 1}, "b: has 1 image; expected at least 2"),
+        ({"a": 5, "b": 1}, "class 'b' has 1 image; expected at least 2"),
         ({"cat": 3, "Cat": 3}, "the classes Cat and cat differ only in case"),
     ],
 )
@@ -231,7 +231,7 @@ def test_images_without_class_folders_are_an_error(tmp_path):
 
 def test_a_file_or_a_missing_folder_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="file: is not a folder"):
+    with pytest.raises(DataError, match="file: is not a folder, an archive"):
         folder.load(tmp_path / "file", 0.2, 0)
     with pytest.raises(DataError, match="no such folder, and no data set of this name"):
         folder.load(tmp_path / "minst", 0.2, 0)
@@ -261,5 +261,6 @@ def test_the_survey_finds_the_median_size_and_the_color(tmp_path, mode, color):
         (tmp_path / label).mkdir()
         for number in range(5):
             drawing(100, 30 + 10 * number).convert(mode).save(tmp_path / label / f"{number}.png")
-    images = folder._find_images(tmp_path, tmp_path)[1]
+    names = [f"{label}/{number}.png" for label in "ab" for number in range(5)]
+    images = FileImageSet(ImageRoot(tmp_path), names, np.zeros(10, np.int64))
     assert folder.survey_images(images) == folder.ImageProperties(50, color)

@@ -12,9 +12,11 @@ import torch
 from odd_images import drawing
 from torch import nn
 
+from clf_runtime.spec import Metrics
 from clf_train.engine.evaluate import normalize_images
 from clf_train.models.factory import build_model
 from clf_train.models.saved import load_saved_model
+from clf_train.summary import format_accuracy
 
 TEN = ",".join("0123456789")
 
@@ -38,7 +40,7 @@ def test_an_imported_checkpoint_has_the_same_predictions(command, checkpoint, ar
     for key in ("labels", "metrics", "temperature", "preprocess", "normalize"):
         assert spec[key] == expected[key]
     assert done.out == (
-        f"accuracy {100 * spec['metrics']['accuracy']:.2f} % on 359 test images; "
+        f"{format_accuracy(Metrics(**spec['metrics']))}; "
         "wrote mine/model.pt with 10 labels; next: clf-export -a mine --format onnx\n"
     )
     exported = command("clf-export", "-a", "mine")
@@ -63,7 +65,7 @@ def test_after_an_import_without_data_the_export_needs_some(command, checkpoint,
     )
     done = command("clf-import", *arguments, "--mean", "0.5", "--std", "0.5")
     assert done.code == 0, done.err
-    assert done.out == "wrote artifacts/model.pt with 10 labels; next: clf-export --data NAME|DIR --format onnx\n"
+    assert done.out == "wrote artifacts/model.pt with 10 labels; next: clf-export --data FOLDER --format onnx\n"
     assert {path.name for path in (tmp_path / "artifacts").iterdir()} == {"model.pt", "model.json"}
     without_data = command("clf-export")
     assert without_data.code == 3

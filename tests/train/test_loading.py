@@ -37,7 +37,7 @@ def test_the_pixels_are_those_that_a_device_sees_wherever_they_stay(tmp_path, ki
     dataset = folder.load(draw_pets(tmp_path / "data"), 0.25, 0)
     (tmp_path / "work").mkdir()
     loaded = decode_dataset(dataset, PREPROCESS, PixelCache(kind, tmp_path / "work"))
-    expected = np.stack([pixels_from_image(path, PREPROCESS) for path in dataset.train.paths])
+    expected = np.stack([pixels_from_image(path, PREPROCESS) for path in dataset.train.files])
     order = np.random.default_rng(0).permutation(len(expected))
     batches = list(loaded.train.pixels.batches([order[:5], order[5:6], order[6:]]))
     assert [len(batch) for batch in batches] == [5, 1, len(order) - 6]

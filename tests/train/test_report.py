@@ -265,6 +265,17 @@ def test_without_metrics_and_provenance_the_page_shows_the_accuracy_of_the_predi
     assert "No epoch was trained" in page.section("curves").text
 
 
+def test_the_provenance_says_which_folder_is_which_split() -> None:
+    spec = make_spec(("cat", "dog", "bird"))
+    provenance = replace(spec.provenance, splits={"train": "training", "test": "val <b>"})  # type: ignore[type-var]
+    spec = replace(spec, provenance=provenance)
+    page = parse(render(spec, [], make_noise(7, 8, 1), TARGETS, make_probabilities(PREDICTED, CONFIDENCE, 3)))
+    facts = {row.all("th")[0].text: row.all("td")[0].text for row in page.section("provenance").all("tr")}
+    assert facts["Training split"] == "training; fits the weights"
+    assert facts["Validation split"].startswith("chosen by the seed; ")
+    assert facts["Test split"].startswith("val <b>; ")
+
+
 def test_the_title_has_the_name_of_the_data_folder_and_the_provenance_its_path() -> None:
     spec = make_spec(("cat", "dog", "bird"))
     spec = replace(spec, provenance=replace(spec.provenance, data="/home/me/flowers/"))  # type: ignore[type-var]
@@ -474,7 +485,8 @@ def test_the_reliability_diagram_counts_every_image_in_the_bin_of_its_confidence
 def test_the_page_shows_the_provenance_and_the_next_steps(small: Element) -> None:
     facts = {row.all("th")[0].text: row.all("td")[0].text for row in small.section("provenance").all("tr")}
     assert facts["Data fingerprint"] == "9f" * 32
-    assert facts["Test split"].replace("\u00a0", " ") == "20.0 %"
+    assert facts["Share of the test split"].replace("\u00a0", " ") == "20.0 %"
+    assert facts["Training split"] == "chosen by the seed; fits the weights"
     assert facts["Seed"] == "7"
     assert facts["Command"] == "clf-train --data digits"
     assert facts["Versions"].split() == ["torch", "2.6.0"]

@@ -63,9 +63,10 @@ def test_it_writes_a_model_that_torch_alone_can_open_and_prints_where(home, arti
     printed = (home / "trained.txt").read_text()
     metrics = spec.metrics
     assert re.fullmatch(
-        rf"accuracy {100 * metrics.accuracy:.2f} % on 359 test images, "
-        rf"calibration error {100 * metrics.calibration_error:.2f} % \(\d+\.\d\d % before temperature scaling\); "
-        r"wrote artifacts/model.pt, artifacts/report.html; next: clf-export --format onnx\n",
+        r"wrote artifacts/model.pt, artifacts/report.html; "
+        rf"calibration error {100 * metrics.calibration_error:.2f} % \(\d+\.\d\d % before temperature scaling\)\n"
+        rf"accuracy {100 * metrics.accuracy:.1f} % \(95 % interval \d\d\.\d to \d+\.\d %\) on 359 test images, "
+        r"about [\d.]+ ms per image when exported; next: clf-export --format onnx\n",
         printed,
     )
 
@@ -117,7 +118,7 @@ def test_without_a_terminal_progress_is_one_plain_line_per_epoch(command, tmp_pa
 def test_an_epoch_that_ends_right_after_a_line_reports_the_speed_of_that_line(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     with progress.Progress() as callbacks:
-        callbacks.on_train_start("summary", epochs=2, images=200, images_done=0)
+        callbacks.on_train_start(epochs=2, images=200, images_done=0, estimated_s=10)
         callbacks.on_step(100)
         callbacks.on_epoch(Epoch(1, 0.1, 1.0, 0.5, None, None, 1.0))
     speeds = re.findall(r"([\d,]+) images/s", capsys.readouterr().err)

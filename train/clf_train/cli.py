@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
-from typing import TYPE_CHECKING, NoReturn, cast
+import time
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
@@ -13,13 +15,17 @@ from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import DataError, InvalidModelError, UsageError
 from clf_train import torchrun
 from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
-from clf_train.progress import Progress, format_percent
+from clf_train.progress import Progress
 from clf_train.registry import DATASETS, MODELS, TORCHVISION
+from clf_train.summary import format_result
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clf_runtime.spec import Color, ResizeMode
     from clf_train.config import CacheOption
-    from clf_train.training import TrainResult
+
+_STARTED = time.monotonic()  # for --budget
 
 # Shared with clf-import.
 DATA_ROOT_OPTION = click.option(
@@ -51,9 +57,26 @@ SEED_OPTION = click.option(
     show_default=True,
     help="Seed of the splits and of everything random in training.",
 )
+DATA_OPTIONS = (
+    click.option("--image-column", metavar="NAME", help="The column of a manifest with the paths of the images."),
+    click.option("--label-column", metavar="NAME", help="The column of a manifest with the classes."),
+    click.option("--split-column", metavar="NAME", help="The column of a manifest with train, val or test."),
+    click.option(
+        "--group-by",
+        metavar="REGEX|COLUMN",
+        help="Images that agree in this part of their name, or in this column, share a split.",
+    ),
+)
 COLOR_OPTION = click.option(
     "--color", type=click.Choice(["L", "RGB"]), help="Gray or color input.  [default: the model's, or as the images]"
 )
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for manifests and groups of images to a command."""
+    for option in reversed(DATA_OPTIONS):
+        command = option(command)
+    return command
 
 
 class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
@@ -75,6 +98,21 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic f
         return int(parts[0]), int(parts[-1])
 
 
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
+    """A number with a unit: s, min or h."""
+
+    name = "TIME"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", str(value).strip())
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is not a time; expected 90s, 5min or 1h, for example.", param, ctx)
+        return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+
+
 def _list_models(context: click.Context, parameter: click.Parameter, is_requested: bool) -> None:
     if is_requested:
         for row in MODELS:
@@ -91,8 +129,11 @@ def _list_models(context: click.Context, parameter: click.Parameter, is_requeste
     + """
 
 \b
-A folder contains a folder of images for each class, or train/ and test/ (or
-val/) with those in them. Without test/, the seed selects the test split.
+A folder contains a folder of images for each class, or train/, valid/ and test/
+with those in them. Without test/, the seed selects the test split. A file is an
+archive of such a folder (.zip, .tar, .tar.gz), or a manifest: a table with the
+columns path, label and perhaps split (.csv, .tsv, .jsonl, .parquet), or a COCO
+or Label Studio export (.json).
 
 \b
 Examples:
@@ -100,13 +141,16 @@ Examples:
   clf-train --data mnist --data-root ~/data -a artifacts/mnist
   clf-train --data photos/ --size 64 --epochs 40
   clf-train --data photos/ --size 64 --epochs 40 --resume
+  clf-train --data photos.csv --group-by camera
 
 \b
 Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
 4 this machine cannot do it, 130 interrupted (--resume continues).""",
 )
 @ARTIFACTS_OPTION
-@click.option("--data", "-d", metavar="NAME|DIR", default="digits", show_default=True, help="The images to train on.")
+@click.option(
+    "--data", "-d", metavar="NAME|DIR|FILE", default="digits", show_default=True, help="The images to train on."
+)
 @DATA_ROOT_OPTION
 @click.option(
     "--model",
@@ -115,11 +159,22 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     show_default=True,
     help="A name from --list-models, or your own function.",
 )
-@click.option("--weights", metavar="DEFAULT|FILE", help="Start from ImageNet weights, or from a state_dict in a file.")
+@click.option(
+    "--weights",
+    metavar="DEFAULT|none|FILE",
+    help="Start from ImageNet weights, from scratch, or from a state_dict in a file.  "
+    "[default: ImageNet weights that a Python package contains, if the model has any]",
+)
 @click.option(
     "--epochs",
     type=click.FloatRange(0, min_open=True),
     help="Passes over the training images; 0.5 sees half of them.  [default: the recipe's]",
+)
+@click.option(
+    "--budget",
+    "budget_s",
+    type=Duration(),
+    help="Time until the model is finished, like 90s, 5min or 1h: chooses the epochs, and which layers are trained.",
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images per step.  [default: the recipe's]")
 @click.option(
@@ -127,11 +182,16 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     type=click.FloatRange(0, min_open=True),
     help="Peak of the one-cycle schedule.  [default: the recipe's]",
 )
-@click.option("--size", type=Size(), help="Input size in pixels.  [default: that of the images, at most 64]")
+@click.option(
+    "--size",
+    type=Size(),
+    help="Input size in pixels.  [default: 224 for photos, otherwise that of the images, at most 64]",
+)
 @COLOR_OPTION
 @RESIZE_OPTION
 @MEAN_OPTION
 @STD_OPTION
+@data_options
 @TEST_SPLIT_OPTION
 @SEED_OPTION
 @click.option(
@@ -180,6 +240,7 @@ def command(
     model: str,
     weights: str | None,
     epochs: float | None,
+    budget_s: float | None,
     batch_size: int | None,
     learning_rate: float | None,
     size: tuple[int, int] | None,
@@ -187,6 +248,10 @@ def command(
     resize: ResizeMode,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    image_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+    group_by: str | None,
     test_split: float,
     seed: int,
     device: str,
@@ -204,17 +269,21 @@ def command(
     """
     from pathlib import Path
 
+    from clf_runtime.labeled import Columns
     from clf_train.allocator import keep_freed_memory
     from clf_train.config import DataSource, InputOptions, TrainConfig
     from clf_train.training import preview as write_preview
     from clf_train.training import train
 
+    columns = Columns(image_column, label_column, split_column, group_by)
     config = TrainConfig(
-        source=DataSource(data, data_root, test_split, seed),
+        source=DataSource(data, data_root, test_split, seed, columns),
         model=model,
         weights=weights,
         input=InputOptions(size, color, resize, mean, std),
         epochs=epochs,
+        budget_s=budget_s,
+        started=_STARTED,
         batch_size=batch_size,
         learning_rate=learning_rate,
         device=device,
@@ -242,20 +311,7 @@ def command(
     if torchrun.is_main_process():
         for warning in result.warnings:
             say(f"warning: {warning}")
-        _print_result(result, artifacts)
-
-
-def _print_result(result: TrainResult, artifacts: str) -> None:
-    metrics = result.spec.metrics
-    assert metrics is not None
-    option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    click.echo(
-        f"accuracy {format_percent(metrics.accuracy)} on {metrics.images:,} test images, calibration error "
-        f"{format_percent(metrics.calibration_error)} "
-        f"({format_percent(result.uncalibrated.calibration_error)} before temperature scaling); "
-        f"wrote {result.artifacts / 'model.pt'}, {result.artifacts / 'report.html'}; "
-        f"next: clf-export{option} --format onnx"
-    )
+        click.echo(format_result(result, artifacts))
 
 
 def main() -> NoReturn:

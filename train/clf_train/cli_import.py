@@ -10,9 +10,17 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute
-from clf_train.cli import COLOR_OPTION, DATA_ROOT_OPTION, RESIZE_OPTION, SEED_OPTION, TEST_SPLIT_OPTION, Size
+from clf_train.cli import (
+    COLOR_OPTION,
+    DATA_ROOT_OPTION,
+    RESIZE_OPTION,
+    SEED_OPTION,
+    TEST_SPLIT_OPTION,
+    Size,
+    data_options,
+)
 from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
-from clf_train.progress import format_percent
+from clf_train.summary import format_accuracy, format_export_command
 
 if TYPE_CHECKING:
     from clf_runtime.spec import Color, ResizeMode
@@ -46,9 +54,10 @@ Exit codes: 0 success, 2 usage error, 3 invalid weights or data,
 @MEAN_OPTION
 @STD_OPTION
 @click.option(
-    "--data", "-d", metavar="NAME|DIR", help="Labeled images, to measure the accuracy and fit the temperature."
+    "--data", "-d", metavar="NAME|DIR|FILE", help="Labeled images, to measure the accuracy and fit the temperature."
 )
 @DATA_ROOT_OPTION
+@data_options
 @TEST_SPLIT_OPTION
 @SEED_OPTION
 @click.option("--overwrite", is_flag=True, help="Replace a finished model or unfinished training.")
@@ -65,6 +74,10 @@ def command(
     std: tuple[float, ...] | None,
     data: str | None,
     data_root: str,
+    image_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+    group_by: str | None,
     test_split: float,
     seed: int,
     overwrite: bool,
@@ -72,27 +85,27 @@ def command(
     """Import a state_dict that was trained elsewhere, so that clf-export can verify and export it."""
     from pathlib import Path
 
+    from clf_runtime.labeled import Columns
     from clf_train.config import DataSource, InputOptions
     from clf_train.importing import ImportConfig, import_model, read_labels
 
+    columns = Columns(image_column, label_column, split_column, group_by)
     config = ImportConfig(
         weights=Path(weights),
         model=model,
         labels=read_labels(labels),
-        source=DataSource(data or "", data_root, test_split, seed),
+        source=DataSource(data or "", data_root, test_split, seed, columns),
         has_data=data is not None,
         input=InputOptions(size, color, resize, mean, std),
         overwrite=overwrite,
         command=shlex.join(["clf-import", *sys.argv[1:]]),
     )
     folder = Path(artifacts)
-    metrics = import_model(config, folder).metrics
-    accuracy = f"accuracy {format_percent(metrics.accuracy)} on {metrics.images:,} test images; " if metrics else ""
-    folder_option = "" if artifacts == "artifacts" else f" -a {shlex.quote(artifacts)}"
-    data_option = "" if data is not None else " --data NAME|DIR"
+    spec = import_model(config, folder)
+    accuracy = f"{format_accuracy(spec.metrics)}; " if spec.metrics else ""
     click.echo(
         f"{accuracy}wrote {folder / 'model.pt'} with {len(config.labels)} labels; "
-        f"next: clf-export{folder_option}{data_option} --format onnx"
+        f"next: {format_export_command(spec, artifacts)}"
     )
 
 

@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from clf_runtime import artifacts, files
-from clf_runtime.errors import DataError, InvalidModelError, UsageError
+from clf_runtime.errors import DataError, UsageError
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 from clf_train.config import DataSource, InputOptions, load_dataset
 from clf_train.data.cache import full_shard
 from clf_train.data.dataset import Dataset
 from clf_train.engine.checkpoint import has_checkpoint
-from clf_train.engine.evaluate import EvalResult, Predictor, evaluate, normalize_images
+from clf_train.engine.evaluate import EvalResult, Predictor, evaluate
 from clf_train.models.factory import build_model
+from clf_train.models.fit import raise_if_input_does_not_fit
 from clf_train.models.saved import raise_if_finished, raise_if_not_finite, serialize_state_dict
 from clf_train.models.weights import load_weights
 from clf_train.plan import resolve_input
@@ -108,30 +109,8 @@ def _load_model(config: ImportConfig, preprocess: Preprocess, normalize: Normali
     load_weights(model, config.weights)
     raise_if_not_finite(model, config.weights)
     model = model.float().eval()
-    _raise_if_input_does_not_fit(model, config, preprocess, normalize)
+    raise_if_input_does_not_fit(model, config.model, preprocess, len(config.labels))
     return model
-
-
-def _raise_if_input_does_not_fit(
-    model: nn.Module, config: ImportConfig, preprocess: Preprocess, normalize: Normalize
-) -> None:
-    """Run two images, since nothing else shows that a network cannot take this size."""
-    expected = (2, len(config.labels))
-    try:
-        with torch.inference_mode():
-            logits = model(normalize_images(torch.zeros((2, *preprocess.shape), dtype=torch.uint8), normalize))
-    except Exception as error:  # any layer can raise anything for an input that does not fit
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidModelError(
-            f"{config.model}: fails on {preprocess.height}x{preprocess.width} {preprocess.color} images ({reason}); "
-            "use another --size or --color"
-        ) from None
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise InvalidModelError(
-            f"{config.model}: returns {found} for two images, expected logits of shape {expected}; "
-            "use another --model or --labels"
-        )
 
 
 def _load_dataset(config: ImportConfig) -> Dataset:

@@ -12,6 +12,7 @@ from clf_train.callbacks import TrainCallbacks
 from clf_train.config import TrainConfig, load_dataset
 from clf_train.data.cache import PixelCache, choose_cache
 from clf_train.data.dataset import FileImageSet, raise_if_unreadable
+from clf_train.data.findings import DataFindings, analyze_dataset
 from clf_train.data.loading import LoadedDataset, decode_dataset, raise_if_class_lost, write_unreadable
 from clf_train.distributed import ProcessGroup
 from clf_train.plan import TrainPlan, make_plan
@@ -35,6 +36,7 @@ class TrainInputs:
     plan: TrainPlan
     loaded: LoadedDataset
     summary: str  # for the user
+    findings: DataFindings
 
 
 def prepare_inputs(config: TrainConfig, workplace: Workplace) -> TrainInputs:
@@ -61,13 +63,12 @@ def prepare_inputs(config: TrainConfig, workplace: Workplace) -> TrainInputs:
     loaded = decode_dataset(dataset, plan.preprocess, cache, group, callbacks.on_decode)
     _report_unreadable(config, loaded, workplace)
     raise_if_class_lost(dataset, loaded.dataset)
-    duplicates = loaded.dataset.find_duplicates()
-    if duplicates:
-        callbacks.on_warning(
-            f"{len(duplicates)} of {len(dataset.test):,} test images are training images too (the first is "
-            f"{duplicates[0]}), so the accuracy is too high"
-        )
-    return TrainInputs(plan, loaded, _summarize(config, plan, loaded, workplace))
+    findings = analyze_dataset(loaded.dataset, loaded.facts, plan.preprocess)
+    if isinstance(dataset.train, FileImageSet):
+        callbacks.on_data(findings)
+    for finding in findings.findings:
+        callbacks.on_warning(finding.message)
+    return TrainInputs(plan, loaded, _summarize(config, plan, loaded, workplace), findings)
 
 
 def _report_unreadable(config: TrainConfig, loaded: LoadedDataset, workplace: Workplace) -> None:

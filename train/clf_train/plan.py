@@ -8,18 +8,18 @@ from typing import TypeVar
 
 from clf_runtime.errors import UsageError
 from clf_runtime.spec import Color, Normalize, Preprocess, Resample
-from clf_train.config import AUTO, DataSource, InputOptions, TrainConfig
+from clf_train.auto import MAX_SMALL_SIDE, Start, choose_start
+from clf_train.config import DataSource, InputOptions, TrainConfig
 from clf_train.data.dataset import Dataset, FileImageSet
 from clf_train.data.folder import ImageProperties, survey_images
 from clf_train.models.pretrained import loads_own_weights
 from clf_train.normalization import choose_normalize
-from clf_train.recipe import Recipe, choose_recipe, disable_geometric_augmentation
+from clf_train.recipe import Recipe, choose_recipe, choose_transfer_recipe, disable_geometric_augmentation
 from clf_train.registry import TORCHVISION, ModelRow, find_dataset_row, find_model_row
 
 _Value = TypeVar("_Value")
 
-# Pixels per side that the small networks are made for.
-_MIN_SIDE, _MAX_SIDE = 8, 64
+_MIN_SIDE = 8  # pixels that any network needs
 # Nearly all published weights were trained at this size; a user's factory does not say at which.
 _MAX_PRETRAINED_SIDE = 224
 
@@ -43,7 +43,8 @@ class TrainPlan:
     preprocess: Preprocess
     normalize: Normalize
     recipe: Recipe
-    reason: str  # why this architecture; empty if the user named it
+    weights: str | None = None  # what the network starts from: DEFAULT_WEIGHTS, a file, or None for fresh weights
+    reason: str = ""  # why this architecture; empty if the user named it
     warnings: tuple[str, ...] = ()  # what was assumed and may be wrong
 
 
@@ -54,13 +55,13 @@ def make_plan(config: TrainConfig, dataset: Dataset) -> TrainPlan:
         UsageError: an option contradicts the model.
     """
     properties = _find_image_properties(config.source, dataset)
-    architecture, reason = _choose_architecture(config.model, properties.side)
-    is_pretrained = _is_pretrained(config, architecture, properties, len(dataset.labels))
-    preprocess, normalize = resolve_input(architecture, config.input, properties, is_pretrained)
-    recipe = choose_recipe(config.source.data, len(dataset.train), preprocess.color)
-    recipe = _adapt_recipe(recipe, config, architecture, is_pretrained)
-    warnings = _list_assumptions(config, architecture, preprocess, recipe) if is_pretrained else ()
-    return TrainPlan(architecture, preprocess, normalize, recipe, reason, warnings)
+    start = choose_start(config, properties)
+    is_pretrained = _is_pretrained(start, properties, len(dataset.labels))
+    preprocess, normalize = resolve_input(start.architecture, config.input, properties, is_pretrained)
+    recipe = _choose_recipe(config, start, dataset, preprocess)
+    recipe = _adapt_recipe(recipe, config, start.architecture, is_pretrained)
+    warnings = _list_assumptions(config, start.architecture, preprocess, recipe) if is_pretrained else ()
+    return TrainPlan(start.architecture, preprocess, normalize, recipe, start.weights, start.reason, warnings)
 
 
 def resolve_input(
@@ -90,7 +91,7 @@ def resolve_input(
         size = size or (row.weights.size, row.weights.size)
     if properties is not None:
         color = color or properties.color
-        largest = _MAX_PRETRAINED_SIDE if is_pretrained and _is_factory(architecture) else _MAX_SIDE
+        largest = _MAX_PRETRAINED_SIDE if is_pretrained and _is_factory(architecture) else MAX_SMALL_SIDE
         size = size or (min(largest, max(_MIN_SIDE, properties.side)),) * 2
     if size is None or color is None:
         raise UsageError(f"{architecture}: takes any size and color; set them with --size HxW and --color L or RGB")
@@ -100,7 +101,7 @@ def resolve_input(
         height=size[0],
         width=size[1],
         resize=options.resize,
-        crop_ratio=row.weights.crop_ratio if row.weights is not None and options.resize == "crop" else 1.0,
+        crop_ratio=1.0,
         resample="bilinear",
         background=(255,) * channels,
     )
@@ -162,27 +163,23 @@ def _find_image_properties(source: DataSource, dataset: Dataset) -> ImagePropert
     return survey_images(dataset.train)
 
 
-def _choose_architecture(model: str, side: int) -> tuple[str, str]:
-    if model != AUTO:
-        return model, ""
-    if side <= _MAX_SIDE:
-        return "small-resnet", f"chosen for {side}-pixel images"
-    return "small-resnet", (
-        f"the default; it reduces {side}-pixel images to {_MAX_SIDE} pixels, while "
-        "--model mobilenet_v3_small --weights DEFAULT uses more of them"
-    )
+def _choose_recipe(config: TrainConfig, start: Start, dataset: Dataset, preprocess: Preprocess) -> Recipe:
+    row = find_model_row(start.architecture)
+    if start.weights is not None and row is not None and row.weights is not None:
+        return choose_transfer_recipe(len(dataset.train), preprocess)
+    return choose_recipe(config.source.data, len(dataset.train), preprocess.color)
 
 
 def _is_factory(architecture: str) -> bool:
     return ":" in architecture
 
 
-def _is_pretrained(config: TrainConfig, architecture: str, properties: ImageProperties, classes: int) -> bool:
+def _is_pretrained(start: Start, properties: ImageProperties, classes: int) -> bool:
     """Return whether the network starts from weights: those of --weights, or those that a user's factory loads."""
-    if config.weights is not None:
+    if start.weights is not None:
         return True
-    side, channels = properties.side, 1 if properties.color == "L" else 3
-    return _is_factory(architecture) and loads_own_weights(architecture, (side, side, channels), classes)
+    shape = (properties.side, properties.side, 1 if properties.color == "L" else 3)
+    return _is_factory(start.architecture) and loads_own_weights(start.architecture, shape, classes)
 
 
 def _list_assumptions(
@@ -215,10 +212,12 @@ def _adapt_recipe(recipe: Recipe, config: TrainConfig, architecture: str, is_pre
         peak, max_batch_size = _PEAK_TORCHVISION, _MAX_BATCH_TORCHVISION
     if is_pretrained:
         peak = _PEAK_FINE_TUNING
+    if recipe.first_block is not None:
+        peak = recipe.learning_rate
     recipe = replace(
         recipe,
         epochs=config.epochs or recipe.epochs,
         batch_size=config.batch_size or min(recipe.batch_size, max_batch_size or recipe.batch_size),
         learning_rate=config.learning_rate or peak or recipe.learning_rate,
     )
-    return recipe if recipe.epochs > 1 else disable_geometric_augmentation(recipe)
+    return recipe if recipe.epochs > 1 or recipe.first_block is not None else disable_geometric_augmentation(recipe)

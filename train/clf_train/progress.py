@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from clf_runtime.command import say
 from clf_runtime.progress import format_duration
 from clf_train import torchrun
+from clf_train.class_table import lines_from_findings
 
 if TYPE_CHECKING:
+    from clf_train.data.findings import DataFindings
     from clf_train.history import Epoch
 
 _SECONDS_BETWEEN_LINES = 60  # without a progress bar
@@ -45,14 +47,36 @@ class Progress:
         if self._bar is not None:
             self._bar.update(images)
 
-    def on_train_start(self, summary: str, epochs: float, images: int, images_done: int) -> None:
+    def on_data(self, findings: DataFindings) -> None:
+        """See TrainCallbacks."""
+        self._close_bar()
+        for line in lines_from_findings(findings):
+            self._say(line)
+
+    def on_features_start(self, images: int) -> None:
+        """See TrainCallbacks."""
+        self._close_bar()
+        self._throughput = Throughput(images, 0)
+        self._open_bar(images, "computing features")
+
+    def on_features(self, images: int) -> None:
+        """See TrainCallbacks."""
+        if self._bar is not None:
+            self._bar.update(images)
+        self._throughput.images_done += images
+        if self._is_line_due:
+            self._say(f"{self._throughput.share_done} of the features computed, {self._throughput.report()}")
+
+    def on_train_start(self, epochs: float, images: int, images_done: int, estimated_s: float) -> None:
         """See TrainCallbacks."""
         self._close_bar()
         self._epochs = epochs
+        if not images:
+            return
         self._throughput = Throughput(images, images_done)
-        self._say(summary)
         if images_done:
             self._say(f"resuming with {self._throughput.share_done} of the training done")
+        self._say(f"training {epochs:g} epochs: about {format_duration(max(1.0, estimated_s))}")
         self._open_bar(images, "training", images_done)
 
     def on_step(self, images_done: int) -> None:
@@ -60,7 +84,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(images_done - self._throughput.images_done)
         self._throughput.images_done = images_done
-        if self._bar is None and self._throughput.seconds_since_report >= _SECONDS_BETWEEN_LINES:
+        if self._is_line_due:
             self._say(f"{self._throughput.share_done} of the training done, {self._throughput.report()}")
 
     def on_epoch(self, row: Epoch) -> None:
@@ -74,9 +98,18 @@ class Progress:
         else:
             self._say(f"{line}, {self._throughput.report()}")
 
+    def on_message(self, message: str) -> None:
+        """See TrainCallbacks."""
+        self._say(message)
+
     def on_warning(self, message: str) -> None:
         """See TrainCallbacks."""
         self._say(f"warning: {message}")
+
+    @property
+    def _is_line_due(self) -> bool:
+        """Whether it is time for a line, where no bar shows the progress."""
+        return self._bar is None and self._throughput.seconds_since_report >= _SECONDS_BETWEEN_LINES
 
     def _say(self, line: str) -> None:
         if self._bar is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from datetime import datetime, timezone
+from pathlib import Path
 
 import numpy as np
 import PIL
@@ -12,6 +13,8 @@ import torch
 import torchvision
 
 import clf_runtime
+from clf_runtime.errors import InvalidModelError
+from clf_runtime.labeled.images import Columns
 from clf_runtime.spec import Provenance
 from clf_train.config import DataSource
 from clf_train.data.dataset import Dataset
@@ -50,6 +53,8 @@ def record_provenance(
             "numpy": np.__version__,
             "pillow": PIL.__version__,
         },
+        columns=source.columns.to_dict() or None,
+        splits={str(split): name for split, name in dataset.origins.items()} if dataset and dataset.origins else None,
     )
 
 
@@ -60,10 +65,27 @@ def restore_source(provenance: Provenance, data: str, data_root: str | None = No
         provenance: of the trained model.
         data: the name of its data set or its folder, which may have moved.
         data_root: the folder of named data sets, if it has moved.
+
+    Raises:
+        InvalidModelError: the provenance names columns that do not exist.
     """
     return DataSource(
         data=data,
         data_root=data_root or provenance.data_root or "data",
         test_split=provenance.test_split,
         seed=provenance.seed,
+        columns=_choose_columns(provenance, data),
     )
+
+
+def _choose_columns(provenance: Provenance, name: str) -> Columns:
+    """Return the columns of the training; those of its table only if the data is a table again."""
+    try:
+        columns = Columns(**(provenance.columns or {}))
+    except TypeError:  # the file was edited, or written by a later version
+        names = ", ".join(provenance.columns or ())
+        raise InvalidModelError(
+            f"model.json: provenance.columns has {names}; expected only image, label, split and group_by; train again"
+        ) from None
+    is_same_kind = Path(name).suffix == Path(provenance.data or "").suffix
+    return columns if is_same_kind else Columns(group_by=columns.group_by)

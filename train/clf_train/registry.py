@@ -16,7 +16,6 @@ class PackagedWeights:
     file: str  # inside the package
     sha256: str
     size: int  # pixels per side
-    crop_ratio: float
 
     @property
     def package(self) -> str:
@@ -53,6 +52,8 @@ class DatasetRow:
 
 # The value of --weights that names the pretrained weights of the network's authors.
 DEFAULT_WEIGHTS = "DEFAULT"
+# The one that asks for fresh weights where pretrained ones would be used.
+NO_WEIGHTS = "none"
 
 _NETWORKS = "clf_train.models.networks"
 _MNIST: tuple[str, int, Color] = ("MNIST", 28, "L")
@@ -73,7 +74,6 @@ def _efficientnet_lite(number: int, size: int, parameters: str, digest: str) -> 
         file=f"models/efficientnet-lite{number}-{digest[:8]}.pth",
         sha256=digest,
         size=size,
-        crop_ratio=0.875,
     )
     return ModelRow(
         name,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from clf_runtime import artifacts, files
 from clf_runtime.errors import DataError
@@ -18,16 +20,28 @@ from clf_train.callbacks import TrainCallbacks
 from clf_train.config import TrainConfig
 from clf_train.data.cache import ArrayPixels, LazyPixels, PixelStore, Shard
 from clf_train.data.dataset import FileImageSet, ImageSet
+from clf_train.data.facts import join_facts
 from clf_train.data.loading import LoadedDataset
 from clf_train.distributed import ProcessGroup
-from clf_train.engine.checkpoint import CheckpointSchedule, CheckpointStore, discard_checkpoints, has_checkpoint
+from clf_train.engine.budget import fit_to_budget, restore_recipe
+from clf_train.engine.checkpoint import (
+    CheckpointSchedule,
+    CheckpointStore,
+    discard_checkpoints,
+    has_checkpoint,
+    read_identity,
+)
 from clf_train.engine.collapse import CollapseMonitor
 from clf_train.engine.device import select_device
 from clf_train.engine.evaluate import EvalResult, Predictor, compute_probabilities, evaluate
+from clf_train.engine.latency import estimate_latency
 from clf_train.engine.signals import defer_signals
 from clf_train.engine.trainer import Trainer, TrainerOptions
+from clf_train.engine.transfer import ProbeStart, start_from_probe
 from clf_train.history import Epoch, csv_from_history
 from clf_train.inputs import TrainInputs, Workplace, prepare_inputs
+from clf_train.models.efficientnet_lite import EfficientNetLite
+from clf_train.models.fit import raise_if_input_does_not_fit
 from clf_train.models.saved import raise_if_finished, serialize_state_dict
 from clf_train.models.weights import create_model
 from clf_train.plan import TrainPlan
@@ -48,6 +62,7 @@ class TrainResult:
     uncalibrated: Metrics  # on the test split, without the temperature
     artifacts: Path
     warnings: tuple[str, ...] = ()  # what is wrong with the training
+    latency_ms: float | None = None  # expected of the exported model on this machine; None if it cannot be estimated
 
 
 def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> TrainResult:
@@ -115,14 +130,14 @@ def _open_staging(folder: Path, group: ProcessGroup) -> Iterator[Path]:
 def _train(
     config: TrainConfig, inputs: TrainInputs, workplace: Workplace, tensorboard: TensorBoardWriter
 ) -> TrainResult:
-    plan, loaded = inputs.plan, inputs.loaded
-    torch.manual_seed(config.source.seed)
-    model = create_model(plan.architecture, config.weights, plan.preprocess.shape, len(loaded.dataset.labels))
-    options = TrainerOptions(
-        plan.recipe, plan.normalize, config.source.seed, device=workplace.device, group=workplace.group
-    )
-    trainer = Trainer(model, loaded.train, loaded.validation, options)
+    loaded = inputs.loaded
+    model, start = _start(config, inputs, workplace)
+    inputs = dataclasses.replace(inputs, plan=_fit_plan(config, inputs, workplace, model))
+    plan = inputs.plan
+    trainer = _create_trainer(config, inputs, workplace, model)
     warnings = _run(config, inputs, workplace, trainer, tensorboard)
+    if start is not None:
+        start.keep_better(model, trainer.history, workplace.callbacks.on_message)
     predictor = Predictor(model, plan.normalize, workplace.device, workplace.group)
     evaluation = evaluate(predictor, loaded.validation, loaded.test, loaded.dataset.test_name)
     tensorboard.write_evaluation(evaluation, len(trainer.history))
@@ -139,8 +154,48 @@ def _train(
     if workplace.group.is_main:
         _write_model(workplace.staging, spec, weights, loaded)
         results = _collect_results(spec, trainer.history, loaded, evaluation)
+        results = dataclasses.replace(results, features=None if start is None else start.features)
         _write_report(workplace.staging, dataclasses.replace(results, warnings=warnings))
-    return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings)
+    latency_ms = estimate_latency(model, plan.preprocess) if workplace.group.is_main else None
+    return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings, latency_ms)
+
+
+def _start(config: TrainConfig, inputs: TrainInputs, workplace: Workplace) -> tuple[nn.Module, ProbeStart | None]:
+    """Build the network; a pretrained one that is trained in part starts as a linear probe."""
+    plan, loaded, callbacks = inputs.plan, inputs.loaded, workplace.callbacks
+    callbacks.on_message(inputs.summary)
+    torch.manual_seed(config.source.seed)
+    model = create_model(plan.architecture, plan.weights, plan.preprocess.shape, len(loaded.dataset.labels))
+    raise_if_input_does_not_fit(model, plan.architecture, plan.preprocess, len(loaded.dataset.labels))
+    if plan.recipe.first_block is None:
+        return model, None
+    assert isinstance(model, EfficientNetLite)
+    callbacks.on_features_start(sum(map(len, (loaded.train, loaded.validation, loaded.test))))
+    model.to(workplace.device)
+    predictor = Predictor(model, plan.normalize, workplace.device, workplace.group, callbacks.on_features)
+    start = start_from_probe(model, loaded, predictor)
+    callbacks.on_message(start.describe())
+    return model, start
+
+
+def _fit_plan(config: TrainConfig, inputs: TrainInputs, workplace: Workplace, model: nn.Module) -> TrainPlan:
+    """Return the plan with as many epochs as the budget allows; resumed training keeps those it started with."""
+    plan, group = inputs.plan, workplace.group
+    if config.budget_s is None:
+        return plan
+    identity = read_identity(workplace.folder) if config.resume and group.is_main else None
+    recipe = plan.recipe if identity is None else restore_recipe(plan.recipe, identity)
+    pace = _create_trainer(config, inputs, workplace, model).measure_pace(len(inputs.loaded.dataset.test))
+    if identity is None:
+        left_s = config.budget_s - (time.monotonic() - config.started) - pace.finish_s
+        recipe = fit_to_budget(recipe, pace.epoch_s, left_s)
+    return dataclasses.replace(plan, recipe=group.broadcast(recipe))
+
+
+def _create_trainer(config: TrainConfig, inputs: TrainInputs, workplace: Workplace, model: nn.Module) -> Trainer:
+    plan, loaded, group = inputs.plan, inputs.loaded, workplace.group
+    options = TrainerOptions(plan.recipe, plan.normalize, config.source.seed, workplace.device, group)
+    return Trainer(model, loaded.train, loaded.validation, options)
 
 
 def _run(
@@ -160,7 +215,9 @@ def _run(
         discard_checkpoints(workplace.folder)
     dataset, recipe = inputs.loaded.dataset, inputs.plan.recipe
     monitor = CollapseMonitor(dataset.train.targets, dataset.validation.targets, recipe)
-    callbacks.on_train_start(inputs.summary, recipe.epochs, trainer.images, trainer.images_done)
+    pace = trainer.measure_pace(len(dataset.test))
+    estimated_s = pace.estimate(recipe.epochs, trainer.images_done / max(1, trainer.images))
+    callbacks.on_train_start(recipe.epochs, trainer.images, trainer.images_done, estimated_s)
     with defer_signals() as interruption:
         while not trainer.is_done:
             row = trainer.step()
@@ -181,17 +238,24 @@ def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> di
     return {
         "--data": config.source.data,
         "--seed": str(config.source.seed),
-        "--weights": str(config.weights),
+        "--weights": str(plan.weights),
         "--test-split": str(config.source.test_split),
+        # Only those that are set, so that training which began before they existed resumes.
+        **{f"--{name}": value for name, value in config.source.columns.to_dict().items()},
         "model": plan.architecture,
         "input": str(plan.preprocess),
-        **{key.replace("_", " "): str(value) for key, value in dataclasses.asdict(plan.recipe).items()},
+        **{key.replace("_", " "): _format_choice(value) for key, value in dataclasses.asdict(plan.recipe).items()},
         "labels": ", ".join(dataset.labels),
         "training images": dataset.train.fingerprint(),
         "validation images": dataset.validation.fingerprint(),
         "test images": dataset.test.fingerprint(),
         "torch": str(torch.__version__),
     }
+
+
+def _format_choice(value: object) -> str:
+    """Return a text that is the same for 2 and 2.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedDataset) -> None:
@@ -211,6 +275,7 @@ def _collect_results(
             for images, shard in zip(dataset.splits, shards, strict=True)
         )
     )
+    hashes = join_facts(loaded.facts).hashes  # of files only
     return RunResults(
         spec=spec,
         history=history,
@@ -221,6 +286,7 @@ def _collect_results(
         unreadable_images=len(loaded.unreadable),
         names=dataset.test.names,
         splits=splits,
+        hashes=hashes if len(hashes) == len(splits) else None,
     )
 
 

@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_CHECKPOINTS = 0.2
 
 
-def check_target(path: Path) -> Path:
-    """Return the file that `path` leads to, links followed. Raises UsageError if results cannot be written there."""
+def check_target(path: Path, option: str = "--output") -> Path:
+    """Return the file that the path of an option leads to, links followed.
+
+    Raises UsageError if results cannot be written there.
+    """
     target = path.resolve()
     if target.exists() and not target.is_file():
-        raise UsageError(f"--output {path}: not a regular file; name a file, or redirect stdout to it")
+        raise UsageError(f"{option} {path}: not a regular file; name a file, or redirect stdout to it")
     if not target.parent.is_dir():
-        raise UsageError(f"--output {path}: folder {path.parent} does not exist; create it first")
+        raise UsageError(f"{option} {path}: folder {path.parent} does not exist; create it first")
     if target.suffix.lower() in {*SUFFIXES, ".onnx"}:
         raise UsageError(
-            f"--output {path}: named like an image or a model, which it could overwrite; choose another suffix"
+            f"{option} {path}: named like an image or a model, which it could overwrite; choose another suffix"
         )
     return target
 

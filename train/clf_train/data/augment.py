@@ -14,6 +14,7 @@ from torch import Tensor
 from clf_train.recipe import Recipe
 
 _DRAWS = 7  # rotation, scale, shear, shift x, shift y, mirror, invert
+_MAX_CROP_ASPECT = 4 / 3
 
 
 def create_epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -41,10 +42,12 @@ def augment(images: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
         recipe: the ranges.
 
     Returns:
-        The transformed images, in the same shape.
+        The transformed images, in the same shape, or of `recipe.crop_side`.
     """
     rotation, scale, shear, shift_x, shift_y, mirror, invert = draws.unbind(1)
-    if recipe.rotation or recipe.scale or recipe.shear:
+    if recipe.crop < 1:
+        images = _crop(images, (scale, shear, shift_x, shift_y, mirror), recipe)
+    elif recipe.rotation or recipe.scale or recipe.shear:
         images = _apply_affine(images, (rotation, scale, shear, shift_x, shift_y, mirror), recipe)
     elif recipe.shift or recipe.mirror:
         images = _shift_and_mirror(images, (shift_x, shift_y, mirror), recipe)
@@ -80,9 +83,25 @@ def _shift_and_mirror(images: Tensor, draws: tuple[Tensor, ...], recipe: Recipe)
     return _resample(images, torch.stack(rows, dim=1))
 
 
-def _resample(images: Tensor, transforms: Tensor) -> Tensor:
+def _crop(images: Tensor, draws: tuple[Tensor, ...], recipe: Recipe) -> Tensor:
+    """Cut a random part out of each image and mirror it (the random resized crop of Szegedy et al. 2014)."""
+    area, aspect, right, down, mirror = draws
+    share = recipe.crop + (1 - recipe.crop) * (area + 1) / 2
+    ratio = torch.exp(aspect * math.log(_MAX_CROP_ASPECT))
+    width, height = (share * ratio).sqrt().clamp_max(1), (share / ratio).sqrt().clamp_max(1)
+    sign = torch.where(mirror < 0, -1.0, 1.0) if recipe.mirror else torch.ones_like(width)
+    zero = torch.zeros_like(width)
+    rows = [
+        torch.stack([sign * width, zero, right * (1 - width)], dim=1),
+        torch.stack([zero, height, down * (1 - height)], dim=1),
+    ]
+    size = None if recipe.crop_side is None else (recipe.crop_side, recipe.crop_side)
+    return _resample(images, torch.stack(rows, dim=1), size)
+
+
+def _resample(images: Tensor, transforms: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Sample the images at transformed positions (N, 2, 3); outside of the image, the nearest edge continues."""
-    height, width = images.shape[2:]
+    height, width = size or images.shape[2:]
     # The centers of the pixels, from -1 to 1. F.affine_grid multiplies matrices for this, which is slower.
     down, right = ((torch.arange(count, device=images.device) * 2 + 1 - count) / count for count in (height, width))
     by_right, by_down, by = transforms[..., None, None].unbind(2)  # each (N, 2, 1, 1)

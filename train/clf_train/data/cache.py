@@ -19,6 +19,7 @@ from typing import Literal
 
 import numpy as np
 
+from clf_runtime.labeled.images import ImageFile
 from clf_runtime.machine import usable_memory
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Preprocess
@@ -85,14 +86,14 @@ class LazyPixels(PixelStore):
         """See PixelStore."""
         sizes: deque[int] = deque()
 
-        def paths() -> Iterator[str]:
+        def files() -> Iterator[ImageFile]:
             for rows in indices:
                 sizes.append(len(rows))
-                yield from map(self._images.path, rows.tolist())
+                yield from map(self._images.file, rows.tolist())
 
         pixels = np.empty((0, *self.shape), np.uint8)
         with Decoder(len(self)) as decoder:
-            for chunk in decoder.decode(paths(), self._preprocess, _CHUNK):
+            for chunk in decoder.decode(files(), self._preprocess, _CHUNK):
                 raise_if_unreadable(
                     [error for error in chunk.errors if error], len(self), "they could be read before training"
                 )

@@ -16,6 +16,7 @@ from clf_runtime.spec import Preprocess
 from clf_train.data.cache import ArrayPixels, LazyPixels, PixelCache, PixelStore, Shard
 from clf_train.data.dataset import Dataset, FileImageSet, ImageSet, Int64Array
 from clf_train.data.decoding import DecodedChunk, Decoder, UnreadableImage
+from clf_train.data.facts import ImageFacts, empty_facts, join_facts
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
 
 OnDecode = Callable[[int], object]
@@ -30,6 +31,7 @@ class LoadedDataset:
     validation: Shard
     test: Shard
     unreadable: tuple[UnreadableImage, ...]  # of all processes
+    facts: tuple[ImageFacts, ImageFacts, ImageFacts]  # about the images of `dataset.splits`; none if they are no files
 
 
 def decode_dataset(
@@ -61,6 +63,7 @@ def decode_dataset(
         validation.shard,
         test.shard,
         unreadable=(*train.unreadable, *validation.unreadable, *test.unreadable),
+        facts=(train.facts, validation.facts, test.facts),
     )
 
 
@@ -73,7 +76,7 @@ def select_readable(images: ImageSet, preprocess: Preprocess) -> ImageSet:
     if not isinstance(images, FileImageSet):
         return images
     with Decoder(len(images)) as decoder:
-        errors = [error for chunk in decoder.decode(images.paths, preprocess) for error in chunk.errors]
+        errors = [error for chunk in decoder.decode(images.files, preprocess) for error in chunk.errors]
     return images.subset([index for index, error in enumerate(errors) if error is None])
 
 
@@ -109,15 +112,17 @@ class _DecodedSplit:
     images: ImageSet  # all readable ones
     shard: Shard  # this process's share of them
     unreadable: list[UnreadableImage]  # of all processes
+    facts: ImageFacts  # about all readable ones
 
 
 @dataclass(frozen=True)
 class _DecodedShare:
-    """One process's share of a split after decoding; digests and errors have one entry for each file."""
+    """One process's share of a split after decoding; digests, errors and facts have one entry for each file."""
 
     pixels: PixelStore
     digests: list[bytes]
     errors: list[UnreadableImage | None]
+    facts: ImageFacts
 
 
 @dataclass(frozen=True)
@@ -138,14 +143,17 @@ class _SplitDecoder:
             assert isinstance(images, FileImageSet)
             return self._decode_files(images, share, indices)
         array = share.decode(self.preprocess) if len(share) else np.empty((0, *self.preprocess.shape), np.uint8)
-        return _DecodedSplit(images, Shard(ArrayPixels(array), share.targets, indices, len(images)), [])
+        return _DecodedSplit(images, Shard(ArrayPixels(array), share.targets, indices, len(images)), [], empty_facts(0))
 
     def _decode_files(self, images: FileImageSet, share: FileImageSet, indices: Int64Array) -> _DecodedSplit:
         decoded = self._fill_cache(share)
         # What each process found in its share, by the place of the image in the split.
         digests = [b""] * len(images)
         errors: list[UnreadableImage | None] = [None] * len(images)
-        for places, share_digests, share_errors in self.group.all_gather((indices, decoded.digests, decoded.errors)):
+        facts = empty_facts(len(images))
+        parts = self.group.all_gather((indices, decoded.digests, decoded.errors, decoded.facts))
+        for places, share_digests, share_errors, share_facts in parts:
+            facts.fill(places, share_facts)
             for place, digest, error in zip(places.tolist(), share_digests, share_errors, strict=True):
                 digests[place], errors[place] = digest, error
         readable = np.asarray([place for place, error in enumerate(errors) if error is None], dtype=np.int64)
@@ -155,7 +163,8 @@ class _SplitDecoder:
             pixels = LazyPixels(share.subset(rows), self.preprocess)
         shard = Shard(pixels, share.targets[rows], np.searchsorted(readable, indices[rows]), len(readable))
         unreadable = [error for error in errors if error is not None]
-        return _DecodedSplit(images.with_digests(digests).subset(readable.tolist()), shard, unreadable)
+        images = images.with_digests(digests).subset(readable.tolist())
+        return _DecodedSplit(images, shard, unreadable, facts.subset(readable.tolist()))
 
     def _fill_cache(self, share: FileImageSet) -> _DecodedShare:
         """Decode files into the cache."""
@@ -163,6 +172,7 @@ class _SplitDecoder:
         array = self.cache.allocate(len(share) if keeps_pixels else 0, self.preprocess.shape)
         digests: list[bytes] = []
         errors: list[UnreadableImage | None] = []
+        facts: list[ImageFacts] = []
         filled = 0
         for chunk in self._decode_chunks(share):
             if keeps_pixels:
@@ -170,9 +180,10 @@ class _SplitDecoder:
                 filled += len(chunk.pixels)
             digests += chunk.digests
             errors += chunk.errors
-        return _DecodedShare(ArrayPixels(array[:filled]), digests, errors)
+            facts.append(chunk.facts)
+        return _DecodedShare(ArrayPixels(array[:filled]), digests, errors, join_facts(facts))
 
     def _decode_chunks(self, share: FileImageSet) -> Iterator[DecodedChunk]:
-        for chunk in self.decoder.decode(share.paths, self.preprocess):
+        for chunk in self.decoder.decode(share.files, self.preprocess):
             self.on_decode(len(chunk.digests))
             yield chunk

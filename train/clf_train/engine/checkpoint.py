@@ -139,6 +139,13 @@ def has_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in NAMES)
 
 
+def read_identity(folder: Path) -> Mapping[str, str] | None:
+    """Return the identity of the training run of the newest undamaged checkpoint; None if there is none."""
+    contents = (_read(folder / name) for name in NAMES if (folder / name).is_file())
+    identities: list[Mapping[str, str]] = [content["identity"] for content in contents if content is not None]
+    return identities[0] if identities else None
+
+
 def discard_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a training run that is not resumed.
 

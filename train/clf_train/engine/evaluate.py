@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clf_runtime.evaluation.calibration import compute_calibration_error
 from clf_runtime.spec import Metrics, Normalize
 from clf_train.data.cache import PixelStore, Shard
 from clf_train.data.dataset import Int64Array
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
-from clf_train.engine.calibration import Float32Array, compute_calibration_error, fit_temperature
+from clf_train.engine.calibration import Float32Array, fit_temperature
 
-_BATCH = 500
+# EfficientNet-Lite0 at 224 pixels is as fast with 16 images as with 32, and takes gigabytes with 500.
+_MAX_BATCH, _BATCH_PIXELS = 500, 16 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Predictor:
     normalize: Normalize
     device: torch.device
     group: ProcessGroup = SINGLE_PROCESS  # the processes that share the images
+    on_batch: Callable[[int], object] = lambda images: None  # called after each batch, with its size
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def gather_logits(predictor: Predictor, shard: Shard) -> tuple[Float32Array, Int
     group.broadcast_buffers(predictor.model)
     logits_of_shard = None
     if len(shard):
-        logits_of_shard = compute_logits(predictor.model, shard.pixels, predictor.normalize, predictor.device)
+        logits_of_shard = _run_on_shard(predictor, shard.pixels)
     shards = group.all_gather((shard.indices, logits_of_shard, shard.targets))
     indices, logits, targets = (
         np.concatenate(arrays) for arrays in zip(*(arrays for arrays in shards if arrays[1] is not None), strict=True)
@@ -96,13 +100,19 @@ def gather_logits(predictor: Predictor, shard: Shard) -> tuple[Float32Array, Int
 
 def compute_logits(model: nn.Module, pixels: PixelStore, normalize: Normalize, device: torch.device) -> Float32Array:
     """Run eager PyTorch on uint8 (N, H, W, C); return float32 logits (N, classes)."""
-    model.eval()
-    indices = (np.arange(start, min(start + _BATCH, len(pixels))) for start in range(0, len(pixels), _BATCH))
+    return _run_on_shard(Predictor(model, normalize, device), pixels)
+
+
+def _run_on_shard(predictor: Predictor, pixels: PixelStore) -> Float32Array:
+    predictor.model.eval()
+    size = max(1, min(_MAX_BATCH, _BATCH_PIXELS // (pixels.shape[0] * pixels.shape[1])))
+    indices = (np.arange(start, min(start + size, len(pixels))) for start in range(0, len(pixels), size))
     logits = []
     with torch.inference_mode():
         for batch in pixels.batches(indices):
-            images = normalize_images(torch.from_numpy(batch).to(device), normalize)
-            logits.append(model(images).float().cpu().numpy())
+            images = normalize_images(torch.from_numpy(batch).to(predictor.device), predictor.normalize)
+            logits.append(predictor.model(images).float().cpu().numpy())
+            predictor.on_batch(len(batch))
     return np.concatenate(logits)
 
 

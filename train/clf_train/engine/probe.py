@@ -60,6 +60,6 @@ def fit_probe(features: Tensor, targets: Tensor, classes: int, l2: float) -> Pro
         return loss.item()
 
     with torch.enable_grad():
-        optimizer.step(compute_loss)
+        optimizer.step(compute_loss)  # type: ignore[no-untyped-call]
     scaled = weight.detach() / deviation
     return Probe(scaled, bias.detach() - scaled @ mean)

@@ -24,7 +24,7 @@ class Schedule:
     @property
     def steps(self) -> int:
         """The steps of the complete run."""
-        return max(1, round(self.steps_per_epoch * self.recipe.epochs))
+        return max(1, round(self.steps_per_epoch * self.recipe.epochs)) if self.recipe.epochs else 0
 
     def count_images(self, step: int) -> int:
         """Return how many images the first `step` steps see; an image counts once per epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +21,12 @@ from clf_train.engine.device import select_precision
 from clf_train.engine.evaluate import Predictor, compute_metrics, gather_logits, standardize
 from clf_train.engine.schedule import Schedule, count_images_in_batch
 from clf_train.history import Epoch
+from clf_train.models.efficientnet_lite import EfficientNetLite
+from clf_train.models.transfer import FrozenBlocks, TrainedBlocks
 from clf_train.recipe import Recipe
+
+_MEASURED_STEPS = 3  # the first one is slower: memory is allocated, kernels are chosen
+_FORWARD_SHARE = 0.5  # of a step, for the evaluation of as many images
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,18 @@ class TrainerOptions:
     group: ProcessGroup = SINGLE_PROCESS  # the processes that share each batch
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long a training run takes, as measured before it starts."""
+
+    epoch_s: float  # with its validation
+    finish_s: float  # the evaluation at the end
+
+    def estimate(self, epochs: float, share_done: float) -> float:
+        """Return the seconds until the model is finished."""
+        return self.epoch_s * epochs * (1 - share_done) + self.finish_s
+
+
 class Trainer:
     """A training run; after `restore` it continues bit for bit where `state` was taken.
 
@@ -44,7 +62,8 @@ class Trainer:
         """Move the network and the images to the device.
 
         Args:
-            model: maps (N, C, H, W) float32 to logits (N, classes); trained in place.
+            model: maps (N, C, H, W) float32 to logits (N, classes); trained in place. An EfficientNetLite if the recipe
+                has a first block.
             train: this process's share of the training split.
             validation: this process's share of the validation split, which may be empty.
             options: how to train.
@@ -56,7 +75,8 @@ class Trainer:
         self.history: list[Epoch] = []
         self._options = options
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._ddp_model = group.wrap_ddp(self._model)
+        self._frozen, trained = _split(self._model, recipe.first_block)
+        self._ddp_model = group.wrap_ddp(trained)
         self._validation = validation
         self._schedule = Schedule(train.total, recipe)
         self._batch_loader = BatchLoader(train, self._schedule.steps_per_epoch, options.seed, device)
@@ -70,13 +90,7 @@ class Trainer:
         self._batches: Iterator[Batch] | None = None  # the rest of the current epoch
         self._sums = _zero_sums(device)
         self._seconds = 0.0  # of the current epoch
-        self._optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=True,
-            weight_decay=recipe.weight_decay,
-        )
+        self._optimizer = _create_optimizer(trained, recipe)
         self._loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
         self._precision = select_precision(device, model)
         # Gradients below 6e-8 would vanish in float16; bfloat16 has float32's range.
@@ -105,9 +119,7 @@ class Trainer:
         """
         started = time.perf_counter()
         if self._batches is None:
-            self._batches = self._batch_loader.load_epoch(*divmod(self._step, self._schedule.steps_per_epoch))
-        self._seed_dropout()
-        self._ddp_model.train()
+            self._batches = self._load_batches()
         self._sums += self._train_on(next(self._batches))
         self._step += 1
         epoch_ended = self.is_done or self._step % self._schedule.steps_per_epoch == 0
@@ -116,6 +128,26 @@ class Trainer:
         if epoch_ended:
             self._batches, self._sums, self._seconds = None, _zero_sums(self._options.device), 0.0
         return row
+
+    def measure_pace(self, test_images: int) -> Pace:
+        """Measure how long everything takes, on the first batches, and undo them. A collective.
+
+        Args:
+            test_images: in the test split, on which the network is evaluated at the end.
+        """
+        state, seconds = copy.deepcopy(self.state()), [0.0]
+        for _ in range(min(_MEASURED_STEPS, self._schedule.steps - self._step)):
+            started = time.perf_counter()
+            self._train_on(next(self._load_batches()))
+            _synchronize(self._options.device)
+            seconds.append(time.perf_counter() - started)
+        self.restore(state)
+        step_s, steps = min(seconds[1:], default=0.0), self._schedule.steps_per_epoch
+        evaluation_s = _FORWARD_SHARE * step_s * steps / self._schedule.images
+        return Pace(
+            epoch_s=step_s * steps + evaluation_s * self._validation.total,
+            finish_s=evaluation_s * (self._validation.total + test_images),
+        )
 
     def state(self) -> dict[str, Any]:
         """Return everything that the remaining steps depend on: tensors and plain values. A collective."""
@@ -140,6 +172,10 @@ class Trainer:
         if self._options.group.is_main:
             self._sums = state["sums"].to(self._options.device)
 
+    def _load_batches(self) -> Iterator[Batch]:
+        """Return the rest of the current epoch."""
+        return self._batch_loader.load_epoch(*divmod(self._step, self._schedule.steps_per_epoch))
+
     def _seed_dropout(self) -> None:
         # Not torch.manual_seed: without a GPU it records the whole stack each time, for a later start of CUDA.
         seed = (self._options.seed << 24) + self._step
@@ -149,12 +185,15 @@ class Trainer:
 
     def _train_on(self, batch: Batch) -> Tensor:
         """Train on this process's share of a batch; return its summed loss, correct predictions and images."""
+        self._seed_dropout()
+        self._ddp_model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.learning_rate(self._step)
         images = augment(batch.pixels.permute(0, 3, 1, 2).float().div(255), batch.draws, self._options.recipe)
         use_autocast = self._precision is not None
         with torch.autocast(self._options.device.type, self._precision or torch.bfloat16, enabled=use_autocast):
-            logits = self._ddp_model(standardize(images, self._options.normalize)).float()
+            activations = self._frozen(standardize(images, self._options.normalize))
+            logits = self._ddp_model(activations).float()
         loss = self._loss(logits, batch.targets)
         self._optimizer.zero_grad()
         # The mean over the complete batch: DDP divides the sum of all processes' gradients by their number.
@@ -204,6 +243,34 @@ class Trainer:
         predictor = Predictor(self._model, options.normalize, options.device, options.group)
         metrics = compute_metrics(*gather_logits(predictor, self._validation), temperature=1.0, split="validation")
         return metrics.loss, metrics.accuracy
+
+
+def _split(model: nn.Module, first_block: int | None) -> tuple[nn.Module, nn.Module]:
+    """Return the part of the network that stays as it is, and the part that is trained."""
+    if first_block is None:
+        return nn.Identity(), model
+    assert isinstance(model, EfficientNetLite)
+    return FrozenBlocks(model, first_block), TrainedBlocks(model, first_block)
+
+
+def _create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=True,
+            weight_decay=recipe.weight_decay,
+        )
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _zero_sums(device: torch.device) -> Tensor:

@@ -70,7 +70,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to logits (N, classes)."""
-        return self.run_head(self.run_blocks(self.run_stem(images), 0, len(self._blocks)))
+        return self.run_last_blocks(self.run_stem(images), 0)
 
     def run_stem(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to the input of the first block."""
@@ -82,21 +82,33 @@ class EfficientNetLite(nn.Module):
             activations = block(activations)
         return activations
 
-    def pool(self, activations: Tensor) -> Tensor:
-        """Map the output of the last block to features (N, 1280)."""
-        return F.relu6(self._bn1(self._conv_head(activations))).mean((2, 3))
-
-    def run_head(self, activations: Tensor) -> Tensor:
-        """Map the output of the last block to logits (N, classes)."""
-        logits: Tensor = self._fc(self._dropout(self.pool(activations)))
+    def run_last_blocks(self, activations: Tensor, first: int) -> Tensor:
+        """Map the input of block `first` to logits (N, classes)."""
+        logits: Tensor = self._fc(self._dropout(self._pool(self.run_blocks(activations, first, len(self._blocks)))))
         return logits
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the input of the last layer, (N, 1280)."""
+        return self._pool(self.run_blocks(self.run_stem(images), 0, len(self._blocks)))
+
+    def list_layers(self, first: int) -> list[nn.Module]:
+        """Return the layers from block `first` on."""
+        return [*self._blocks[first:], self._conv_head, self._bn1, self._dropout, self._fc]
+
+    def set_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Replace the weights (classes, 1280) and the bias (classes,) of the last layer."""
+        self._fc.weight.data.copy_(weight)
+        self._fc.bias.data.copy_(bias)
+
+    def _pool(self, activations: Tensor) -> Tensor:
+        return F.relu6(self._bn1(self._conv_head(activations))).mean((2, 3))
 
     def fold_batch_norm(self) -> None:
         """Make batch normalization part of the convolutions before it, in place; for inference only."""
         _fold(self, "_conv_stem", "_bn0")
         _fold(self, "_conv_head", "_bn1")
         for block in self._blocks:
-            if "_expand_conv" in block._modules:
+            if hasattr(block, "_expand_conv"):
                 _fold(block, "_expand_conv", "_bn0")
             _fold(block, "_depthwise_conv", "_bn1")
             _fold(block, "_project_conv", "_bn2")
@@ -150,8 +162,10 @@ class SamePadConv2d(nn.Conv2d):
 
 
 def _fold(module: nn.Module, convolution: str, norm: str) -> None:
-    folded = fuse_conv_bn_eval(module.get_submodule(convolution), module.get_submodule(norm))  # type: ignore[type-var]
-    setattr(module, convolution, folded)
+    layer, statistics = module.get_submodule(convolution), module.get_submodule(norm)
+    assert isinstance(layer, nn.Conv2d)
+    assert isinstance(statistics, nn.BatchNorm2d)
+    setattr(module, convolution, fuse_conv_bn_eval(layer, statistics))
     setattr(module, norm, nn.Identity())
 
 

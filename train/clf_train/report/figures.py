@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from clf_runtime.evaluation.calibration import CALIBRATION_BINS
 from clf_runtime.evaluation.statistics import wilson_interval
 from clf_runtime.progress import format_duration
 from clf_runtime.spec import Metrics
-from clf_train.engine.calibration import CALIBRATION_BINS
 from clf_train.report.analysis import Predictions, RunResults
 from clf_train.report.charts import format_percent
 

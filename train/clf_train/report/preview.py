@@ -9,7 +9,6 @@ import torch
 
 from clf_runtime.preprocess import UInt8Array
 from clf_train.data.augment import augment, draw_epoch
-from clf_train.data.dataset import Dataset
 from clf_train.inputs import TrainInputs
 from clf_train.recipe import Recipe
 from clf_train.report.images import MAX_PIXELATED_SIDE, data_uri_from_pixels, spread_over_classes
@@ -28,16 +27,6 @@ class ImagePair:
     augmented: str
 
 
-@dataclass(frozen=True)
-class ClassCounts:
-    """How many images of a class each split has."""
-
-    label: str
-    train: int
-    validation: int
-    test: int
-
-
 def html_from_images(inputs: TrainInputs, seed: int) -> str:
     """Return a page of up to 60 training images, as many of each class as possible.
 
@@ -45,14 +34,16 @@ def html_from_images(inputs: TrainInputs, seed: int) -> str:
         inputs: the decoded images, and how they will be trained on.
         seed: of the training.
     """
-    dataset, pixels = inputs.loaded.dataset, inputs.loaded.train.pixels
+    pixels = inputs.loaded.train.pixels
     return (
         environment()
         .get_template("preview.html.j2")
         .render(
             images=_build_pairs(inputs, seed),
             summary=inputs.summary,
-            counts=_count_classes(dataset),
+            counts=inputs.findings.counts,
+            origins=inputs.findings.origins,
+            findings=inputs.findings.findings,
             is_pixelated=max(pixels.shape[:2]) <= MAX_PIXELATED_SIDE,
         )
     )
@@ -72,13 +63,6 @@ def _build_pairs(inputs: TrainInputs, seed: int) -> list[ImagePair]:
             data_uri_from_pixels(augmented[place]),
         )
         for place, index in enumerate(indices)
-    ]
-
-
-def _count_classes(dataset: Dataset) -> list[ClassCounts]:
-    return [
-        ClassCounts(label, *(int((split.targets == target).sum()) for split in dataset.splits))
-        for target, label in enumerate(dataset.labels)
     ]
 
 

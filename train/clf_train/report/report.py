@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from clf_runtime.evaluation.calibration import CalibrationBin, bin_by_confidence
 from clf_runtime.spec import ModelSpec
 from clf_train.data_quality.analysis import DataQuality
-from clf_train.engine.calibration import CalibrationBin, bin_by_confidence
 from clf_train.history import Epoch
 from clf_train.report.analysis import (
     Cell,
@@ -20,6 +20,7 @@ from clf_train.report.analysis import (
     build_confusion_matrix,
     count_confusions,
     predict,
+    printable,
     rank_classes,
     rank_confusions,
     rank_mistakes,
@@ -42,6 +43,23 @@ MAX_MISTAKES = 20
 # The page stays below 1.5 MB; its text takes 0.4 MB at most (200 classes with labels of 80 escaped characters).
 _IMAGES_BYTES, _MISTAKES_BYTES = 250_000, 250_000
 
+_CHOSEN_BY_SEED = "chosen by the seed"
+_SPLITS = (
+    ("Training split", "train", "fits the weights"),
+    ("Validation split", "validation", "shows the progress and fits the temperature"),
+    ("Test split", "test", "measures what this page shows, and nothing else"),
+)
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """A split, and where its images come from."""
+
+    name: str
+    origin: str
+    images: int | None  # None if it is not known
+    use: str
+
 
 @dataclass(frozen=True)
 class Page:
@@ -63,6 +81,7 @@ class Page:
     test_images: int
     mistakes: tuple[ImageCard, ...]  # most confident first
     mistake_count: int
+    splits: tuple[SplitRow, ...]
     quality: QualitySection | None
     has_features: bool
     unreadable_images: int
@@ -107,6 +126,7 @@ def _build_page(results: RunResults, quality: DataQuality | None) -> Page:
         test_images=len(predictions.targets),
         mistakes=build_cards(predictions, mistakes[:MAX_MISTAKES], _MISTAKES_BYTES),
         mistake_count=len(mistakes),
+        splits=_describe_splits(results),
         quality=_build_quality(results, quality, labels),
         has_features=results.features is not None,
         unreadable_images=results.unreadable_images,
@@ -121,3 +141,13 @@ def _build_quality(results: RunResults, quality: DataQuality | None, labels: Seq
     if quality is None or results.splits is None:
         return None
     return build_quality_section(results.splits, quality, labels)
+
+
+def _describe_splits(results: RunResults) -> tuple[SplitRow, ...]:
+    provenance = results.spec.provenance
+    origins = provenance.splits if provenance is not None and provenance.splits is not None else {}
+    counts = [len(part.targets) for part in results.splits.parts] if results.splits else [None, None, None]
+    return tuple(
+        SplitRow(name, printable(origins[key]) if key in origins else _CHOSEN_BY_SEED, count, use)
+        for (name, key, use), count in zip(_SPLITS, counts, strict=True)
+    )

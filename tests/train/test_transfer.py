@@ -1,0 +1,226 @@
+"""Transfer learning: which network a folder of photos gets, the linear probe, the part that is trained, the budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clf_runtime.artifacts import STATE_DICT
+from clf_runtime.spec import Normalize, Preprocess
+from clf_train.auto import choose_start
+from clf_train.config import DataSource, InputOptions, TrainConfig
+from clf_train.data.augment import augment, draw_augmentation
+from clf_train.data.cache import full_shard
+from clf_train.data.dataset import FileImageSet
+from clf_train.data.folder import ImageProperties, survey_images
+from clf_train.engine.budget import DEPTHS, MAX_EPOCHS, fit_to_budget, restore_recipe
+from clf_train.engine.probe import fit_probe
+from clf_train.engine.trainer import Trainer, TrainerOptions
+from clf_train.models.efficientnet_lite import efficientnet_lite0
+from clf_train.models.transfer import FeatureExtractor, FrozenBlocks, TrainedBlocks
+from clf_train.progress import Progress
+from clf_train.recipe import Recipe, choose_transfer_recipe
+from clf_train.training import train
+
+PHOTOS = ImageProperties(256, "RGB", is_photo=True)
+ICONS = ImageProperties(32, "RGB")
+RECIPE = Recipe(
+    epochs=2, batch_size=4, learning_rate=1e-3, optimizer="adamw", first_block=12, crop=0.5, crop_side=32, mirror=True
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A network with fresh weights, for 64-pixel images of three classes; not to be changed."""
+    torch.manual_seed(0)
+    model = efficientnet_lite0((64, 64, 3), 3).eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # as after training: otherwise folding it would change nothing
+            layer.running_mean.uniform_(-0.1, 0.1)
+            layer.running_var.uniform_(0.8, 1.2)
+    return model
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two classes of twelve noisy images, of which one is brighter."""
+    random = np.random.default_rng(0)
+    for label, low in (("dark", 0), ("light", 100)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(12):
+            pixels = random.integers(low, low + 128, (70, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"data/{label}/{number}.png")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    ("options", "properties", "architecture", "weights"),
+    [
+        ({}, PHOTOS, "efficientnet_lite0", "DEFAULT"),
+        ({}, ICONS, "small-resnet", None),
+        ({"weights": "none"}, PHOTOS, "small-resnet", None),
+        ({"weights": "none", "model": "efficientnet_lite0"}, PHOTOS, "efficientnet_lite0", None),
+        ({"model": "efficientnet_lite2"}, PHOTOS, "efficientnet_lite2", "DEFAULT"),
+        ({"model": "mobilenet_v3_small"}, PHOTOS, "mobilenet_v3_small", None),
+        ({"weights": "mine.pt"}, PHOTOS, "efficientnet_lite0", "mine.pt"),
+        ({"input": InputOptions(color="L")}, PHOTOS, "small-resnet", None),
+        ({"input": InputOptions(size=(48, 48))}, PHOTOS, "small-resnet", None),
+        ({"input": InputOptions(size=(160, 160))}, PHOTOS, "efficientnet_lite0", "DEFAULT"),
+    ],
+)
+def test_photos_start_from_imagenet_weights_unless_an_option_says_otherwise(options, properties, architecture, weights):
+    start = choose_start(TrainConfig(**options), properties)
+    assert (start.architecture, start.weights) == (architecture, weights)
+    assert bool(start.reason) == ("model" not in options)
+
+
+def test_small_images_with_many_colors_are_photos_and_drawings_are_not(tmp_path):
+    random = np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    drawing = np.full((32, 32, 3), 255, np.uint8)
+    drawing[8:20, 8:20] = 200, 0, 0
+    Image.fromarray(drawing).save(tmp_path / "drawing.png")
+    (tmp_path / "damaged.png").write_bytes((tmp_path / "photo.png").read_bytes()[:900])
+
+    def survey(*names: str) -> ImageProperties:
+        return survey_images(FileImageSet(tmp_path, names, np.zeros(len(names), np.int64)))
+
+    assert survey("photo.png") == ImageProperties(32, "RGB", is_photo=True)
+    assert survey("drawing.png") == ImageProperties(32, "RGB", is_photo=False)
+    assert not survey("damaged.png").is_photo
+
+
+def test_the_probe_is_the_logistic_regression_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+
+    random = np.random.default_rng(0)
+    targets = np.arange(90) % 3
+    features = (random.normal(size=(90, 20)) * 3 + 5 + targets[:, None] * random.normal(size=20)).astype(np.float32)
+    l2 = 0.05
+    probe = fit_probe(torch.from_numpy(features), torch.from_numpy(targets), 3, l2)
+    standardized = (features - features.mean(0)) / features.std(0)
+    # scikit-learn adds up the loss over the images, and multiplies it by C instead of the weights by l2.
+    reference = LogisticRegression(C=1 / (l2 * len(targets)), tol=1e-8, max_iter=1000).fit(standardized, targets)
+    expected = reference.decision_function(standardized)
+    logits = probe.logits(torch.from_numpy(features)).numpy()
+    assert np.abs((logits - logits.mean(1, keepdims=True)) - (expected - expected.mean(1, keepdims=True))).max() < 1e-2
+
+
+def test_the_two_parts_compute_what_the_network_computes(network):
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network(images)
+        for first in (0, 3, 12, 16):
+            logits = TrainedBlocks(network, first)(FrozenBlocks(network, first)(images))
+            assert torch.allclose(logits, expected, atol=1e-4)
+        features = FeatureExtractor(network)(images)
+        assert torch.allclose(network._fc(features), expected, atol=1e-4)
+
+
+def test_training_changes_the_last_blocks_and_no_running_mean(network):
+    model, trainer = create_trainer(network)
+    while not trainer.is_done:
+        trainer.step()
+    before, after = network.state_dict(), model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"_blocks.12._project_conv.weight", "_conv_head.weight", "_fc.bias"} <= changed
+    assert not any(name.startswith(("_conv_stem", "_bn0", "_blocks.11.")) or "running" in name for name in changed)
+
+
+def test_measuring_the_pace_does_not_change_the_training(network):
+    weights = []
+    for is_measured in (False, True):
+        model, trainer = create_trainer(network)
+        if is_measured:
+            pace = trainer.measure_pace(test_images=10)
+            assert 0 < pace.estimate(2, 0.5) < pace.estimate(2, 0)
+            assert not trainer.history
+        while not trainer.is_done:
+            trainer.step()
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_random_crop_shows_a_part_of_the_image():
+    ramp = torch.arange(64).expand(1, 1, 64, 64).float() / 64  # brighter from left to right
+    crops = augment(ramp.repeat(50, 1, 1, 1), draw_augmentation(50, torch.Generator().manual_seed(0)), RECIPE)
+    assert crops.shape == (50, 1, 32, 32)
+    spans = crops[:, 0, 0, -1] - crops[:, 0, 0, 0]
+    assert 0.5 < spans.abs().min() < spans.abs().max() <= 1
+    assert {int(sign) for sign in spans.sign()} == {-1, 1}
+
+
+def test_the_budget_chooses_the_deepest_training_with_enough_epochs():
+    deep, middle, shallow = DEPTHS
+    assert fit_to_budget(RECIPE, 10, 40).first_block == deep.first_block
+    assert fit_to_budget(RECIPE, 10, 40).epochs == 4
+    assert fit_to_budget(RECIPE, 10, 25).first_block == middle.first_block
+    assert fit_to_budget(RECIPE, 10, 5).first_block == shallow.first_block
+    assert fit_to_budget(RECIPE, 10, 0.1).epochs == 0
+    assert fit_to_budget(RECIPE, 10, -5).epochs == 0
+    assert fit_to_budget(RECIPE, 10, 1e6).epochs == MAX_EPOCHS
+    plain = Recipe(epochs=8, batch_size=8, learning_rate=0.1)
+    assert fit_to_budget(plain, 10, 25).epochs == 2.5
+    assert fit_to_budget(plain, 10, -1).epochs == 0.1
+
+
+def test_a_checkpoint_remembers_what_the_budget_chose():
+    assert restore_recipe(RECIPE, {"epochs": "3.5", "first block": "9"}).first_block == 9
+    assert restore_recipe(RECIPE, {"epochs": "3.5", "first block": "None"}).epochs == 3.5
+
+
+@pytest.mark.parametrize(("size", "crop_side"), [(224, 192), (160, 128), (64, None), (240, None)])
+def test_random_crops_are_smaller_than_the_input_where_the_padding_stays_the_same(size, crop_side):
+    preprocess = Preprocess("RGB", size, size, "crop", 1.0, "bilinear", (255, 255, 255))
+    assert choose_transfer_recipe(3000, preprocess).crop_side == crop_side
+
+
+class _StopAtStep(Progress):
+    """Interrupts training like Ctrl-C, before a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._steps_left = step
+
+    def on_step(self, images_done: int) -> None:
+        self._steps_left -= 1
+        if not self._steps_left:
+            raise KeyboardInterrupt
+
+
+def test_a_folder_of_photos_becomes_a_good_model_and_interrupted_training_resumes(photos, tmp_path, capsys):
+    def config(**options: object) -> TrainConfig:
+        source, size = DataSource(str(photos)), InputOptions(size=(96, 96))
+        return TrainConfig(source, input=size, epochs=2, batch_size=4, checkpoint_every_s=0, **options)
+
+    whole = train(config(), tmp_path / "whole", Progress())
+    output = capsys.readouterr().err
+    assert "chosen for 70-pixel photos, from ImageNet weights" in output
+    assert "starts as a linear probe of its features: validation accuracy 100.0%" in output
+    assert "training 2 epochs: about" in output
+    assert whole.spec.metrics.accuracy == 1
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), tmp_path / "resumed", _StopAtStep(3))
+    # A budget chooses the epochs; those of interrupted training stay, however little time is left.
+    train(config(resume=True, budget_s=0.1), tmp_path / "resumed", Progress())
+    assert "resuming with" in capsys.readouterr().err
+    assert (tmp_path / "whole" / STATE_DICT).read_bytes() == (tmp_path / "resumed" / STATE_DICT).read_bytes()
+
+
+def test_a_budget_that_is_spent_leaves_the_linear_probe(photos, tmp_path, capsys):
+    options = TrainConfig(DataSource(str(photos)), input=InputOptions(size=(96, 96)), budget_s=0.1)
+    result = train(options, tmp_path / "artifacts", Progress())
+    assert result.spec.provenance.epochs == 0
+    assert result.spec.metrics.accuracy == 1
+    assert "epoch" not in capsys.readouterr().err
+
+
+def create_trainer(network):
+    model = efficientnet_lite0((64, 64, 3), 3)
+    model.load_state_dict(network.state_dict())
+    random = np.random.default_rng(0)
+    shard = full_shard(random.integers(0, 255, (9, 64, 64, 3), dtype=np.uint8), np.arange(9) % 3)
+    options = TrainerOptions(RECIPE, Normalize((0.5,) * 3, (0.5,) * 3), 0, torch.device("cpu"))
+    return model, Trainer(model, shard, shard, options)

@@ -1,0 +1,100 @@
+"""Start a pretrained network as a linear probe of its own features: a good classifier before any step of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clf_train.data.loading import LoadedDataset
+from clf_train.engine.evaluate import Predictor, gather_logits
+from clf_train.engine.features import ImageFeatures
+from clf_train.engine.probe import Probe, fit_probe
+from clf_train.history import Epoch
+from clf_train.models.efficientnet_lite import EfficientNetLite
+from clf_train.models.transfer import FeatureExtractor
+
+StateDict = dict[str, Tensor]
+
+# The best one is chosen on the validation split; without one, or where each fit takes minutes, the middle one is used.
+# 3,409 photos of clothes in ten classes: 0.03 to 0.1 are best, 0.01 and 0.3 lose 0.5 to 1 pp.
+_L2 = (0.01, 0.03, 0.1, 0.3)
+_DEFAULT_L2 = 0.03
+_MAX_WORK = 5e9  # images times features times classes
+
+
+@dataclass(frozen=True)
+class ProbeStart:
+    """What the linear probe found; its weights are in the head of the network."""
+
+    features: ImageFeatures
+    l2: float
+    has_validation: bool
+    validation_accuracy: float  # 0 without a validation split, like the loss
+    validation_loss: float
+    state: StateDict  # of the network as it starts
+
+    def describe(self) -> str:
+        """Return one line for the user."""
+        if not self.has_validation:
+            return "starts as a linear probe of its features"
+        return f"starts as a linear probe of its features: validation accuracy {self.validation_accuracy:.1%}"
+
+    def keep_better(self, model: nn.Module, history: Sequence[Epoch], on_message: Callable[[str], object]) -> None:
+        """Undo the fine-tuning if it did not make the network better on the validation split."""
+        last = history[-1] if history else None
+        if last is None or last.validation_accuracy is None or last.validation_loss is None:
+            return
+        if (last.validation_accuracy, -last.validation_loss) > (self.validation_accuracy, -self.validation_loss):
+            return
+        model.load_state_dict(self.state)
+        on_message(
+            f"fine-tuning did not improve the validation accuracy ({self.validation_accuracy:.1%} before, "
+            f"{last.validation_accuracy:.1%} after), so the linear probe is kept"
+        )
+
+
+def start_from_probe(model: EfficientNetLite, loaded: LoadedDataset, predictor: Predictor) -> ProbeStart:
+    """Compute the features of all images, fit a probe, and put it into the head of a network.
+
+    Under torchrun every process computes the features of its own images, and all fit the same probe.
+
+    Args:
+        model: a pretrained network; its head is replaced in place.
+        loaded: the images.
+        predictor: how to run a network on them; its own network is ignored.
+    """
+    extractor = FeatureExtractor(model).to(predictor.device)
+    runner = Predictor(extractor, predictor.normalize, predictor.device, predictor.group, predictor.on_batch)
+    train, train_targets = gather_logits(runner, loaded.train)
+    validation, validation_targets = train[:0], train_targets[:0]
+    if loaded.validation.total:
+        validation, validation_targets = gather_logits(runner, loaded.validation)
+    test, _ = gather_logits(runner, loaded.test)
+    classes = len(loaded.dataset.labels)
+    features, targets = torch.from_numpy(train), torch.from_numpy(train_targets)
+    candidates = _L2 if len(validation_targets) and train.size * classes <= _MAX_WORK else (_DEFAULT_L2,)
+    probes = [fit_probe(features, targets, classes, l2) for l2 in candidates]
+    held_out = torch.from_numpy(validation), torch.from_numpy(validation_targets)
+    losses = [_compute_loss(probe, *held_out) for probe in probes]
+    best = losses.index(min(losses))
+    model.set_head(probes[best].weight, probes[best].bias)
+    return ProbeStart(
+        ImageFeatures(train, validation, test),
+        candidates[best],
+        has_validation=len(validation_targets) > 0,
+        validation_accuracy=_compute_accuracy(probes[best], *held_out),
+        validation_loss=losses[best],
+        state={name: value.clone() for name, value in model.state_dict().items()},
+    )
+
+
+def _compute_loss(probe: Probe, features: Tensor, targets: Tensor) -> float:
+    return F.cross_entropy(probe.logits(features), targets).item() if len(targets) else 0.0
+
+
+def _compute_accuracy(probe: Probe, features: Tensor, targets: Tensor) -> float:
+    return (probe.logits(features).argmax(1) == targets).float().mean().item() if len(targets) else 0.0

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clf_export.formats import TARGETS
-from clf_train.report.report import environment, write_export_section
+from clf_train.report.export_section import write_export_section
+from clf_train.report.rendering import environment
 
 
 def write_report_section(folder: Path, record: Mapping[str, Mapping[str, Any]]) -> None:

@@ -6,6 +6,8 @@ STATE_DICT = "model.pt"
 SPEC = "model.json"
 HISTORY = "history.csv"
 REPORT = "report.html"
+IMAGES = "images.html"
+LABEL_ISSUES = "label_issues.csv"
 SAMPLES = "samples"
 ONNX = "model.onnx"
 ONNX_FP16 = "model.fp16.onnx"
@@ -23,7 +25,7 @@ TENSORBOARD = "tensorboard"
 UNFINISHED = (CHECKPOINT, PREVIOUS_CHECKPOINT)
 
 # Written by training only, not by an import.
-OF_TRAINING = (HISTORY, REPORT, UNREADABLE)
+OF_TRAINING = (HISTORY, REPORT, IMAGES, LABEL_ISSUES, UNREADABLE)
 
 # Derived from STATE_DICT, and removed when it is replaced: no file describes a model that no longer exists.
 DERIVED = (ONNX, ONNX_FP16, ONNX_INT8, TORCHSCRIPT, PT2, EXPORT)

@@ -55,7 +55,7 @@ def test_the_cache_does_not_change_the_weights(command, tmp_path):
         assert done.code == 0, done.err
         weights.add((tmp_path / kind / "model.pt").read_bytes())
         assert {path.name for path in (tmp_path / kind).iterdir()} == {
-            *("model.pt", "model.json", "history.csv", "report.html", "samples")
+            *("model.pt", "model.json", "history.csv", "report.html", "images.html", "samples")
         }
     assert len(weights) == 1
 

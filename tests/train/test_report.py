@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -16,8 +18,10 @@ from clf_train.data.dataset import Int64Array
 from clf_train.history import Epoch
 from clf_train.report.analysis import Float32Array, RunResults
 from clf_train.report.charts import format_percent
+from clf_train.report.export_section import write_export_section
 from clf_train.report.images import data_uri_from_pixels, spread_over_classes
-from clf_train.report.report import MAX_IMAGES, environment, html_from_run, write_export_section
+from clf_train.report.rendering import environment, read_script
+from clf_train.report.report import MAX_IMAGES, html_from_run
 
 _VOID = frozenset(("meta", "img", "link", "base"))
 
@@ -189,20 +193,30 @@ def test_the_page_is_balanced_html_with_one_main_heading_for_any_classes_and_epo
     assert html.startswith("<!doctype html>")
     assert len(page.all("h1")) == 1
     assert [html.attributes["lang"] for html in page.all("html")] == ["en"]
-    assert all(image.attributes["alt"] for image in page.all("img"))
+    assert all(image.attributes["alt"] for image in page.all("main")[0].all("img"))
 
 
 def test_the_page_refers_to_no_other_file_and_no_network() -> None:
     html = make_page()
     page = parse(html)
-    assert not [tag for tag in ("script", "link", "iframe", "object", "base") if page.all(tag)]
-    assert all(image.attributes["src"].startswith("data:image/") for image in page.all("img"))
-    assert not re.search(r"https?://|@import|url\(|srcset|\son[a-z]+=", html)
+    assert not [tag for tag in ("link", "iframe", "object", "base") if page.all(tag)]
+    assert all(image.attributes["src"].startswith("data:image/") for image in page.all("main")[0].all("img"))
+    assert not re.search(r"https?://|@import|url\(|srcset|\son[a-z]+=|fetch|XMLHttp|\.innerHTML", html)
 
 
 def test_the_page_forbids_every_request() -> None:
     policies = [meta for meta in parse(make_page()).all("meta") if "http-equiv" in meta.attributes]
     assert [policy.attributes["content"].split(";")[0] for policy in policies] == ["default-src 'none'"]
+
+
+def test_the_page_allows_its_own_script_by_digest_and_no_other() -> None:
+    page = parse(make_page())
+    (policy,) = [meta.attributes["content"] for meta in page.all("meta") if "http-equiv" in meta.attributes]
+    (script,) = page.all("script")
+    (text,) = script.content
+    assert isinstance(text, str)
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    assert re.findall(r"script-src ([^;]+)", policy) == [f"'sha256-{digest}'"]
 
 
 def test_a_label_with_markup_is_shown_as_text() -> None:
@@ -218,10 +232,10 @@ def test_a_label_with_markup_is_shown_as_text() -> None:
         probabilities,
     )
     page = parse(html)
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-    assert not page.all("script")
-    assert all(image.attributes["src"].startswith("data:image/") for image in page.all("img"))
+    assert [script.content for script in page.all("script")] == [[read_script("zoom.js")]]
+    assert all(image.attributes["src"].startswith("data:image/") for image in page.all("main")[0].all("img"))
     assert page.all("h1")[0].text == "<b>net on <b>data"
     assert "<b>typed" in page.section("provenance").text
 
@@ -249,6 +263,17 @@ def test_without_metrics_and_provenance_the_page_shows_the_accuracy_of_the_predi
     assert page.all("h1")[0].text == "cnn-small"
     assert "no record" in page.section("provenance").text
     assert "No epoch was trained" in page.section("curves").text
+
+
+def test_the_provenance_says_which_folder_is_which_split() -> None:
+    spec = make_spec(("cat", "dog", "bird"))
+    provenance = replace(spec.provenance, splits={"train": "training", "test": "val <b>"})  # type: ignore[type-var]
+    spec = replace(spec, provenance=provenance)
+    page = parse(render(spec, [], make_noise(7, 8, 1), TARGETS, make_probabilities(PREDICTED, CONFIDENCE, 3)))
+    facts = {row.all("th")[0].text: row.all("td")[0].text for row in page.section("provenance").all("tr")}
+    assert facts["Training split"] == "training; fits the weights"
+    assert facts["Validation split"].startswith("chosen by the seed; ")
+    assert facts["Test split"].startswith("val <b>; ")
 
 
 def test_the_title_has_the_name_of_the_data_folder_and_the_provenance_its_path() -> None:
@@ -302,21 +327,38 @@ def test_flat_curves_stay_inside_their_charts(value: float) -> None:
         assert min(rules) <= min(heights) <= max(heights) <= max(rules)
 
 
-def test_the_classes_are_listed_worst_first_with_their_counts(small: Element) -> None:
-    bars = [bar.text for bar in small.section("classes").all("li")]
-    assert bars == ["cat 50.0 % 2 of 4", "dog 50.0 % 1 of 2", "bird 100.0 % 1 of 1"]
+def test_precision_recall_and_f1_of_each_class_are_listed_worst_first_with_their_counts(small: Element) -> None:
+    rows = [row.text for row in small.section("classes").all("tbody")[0].all("tr")]
+    assert rows == [
+        "dog 50.0 % 50.0 % 1 of 2 50.0 % 1 of 2",
+        "cat 57.1 % 66.7 % 2 of 3 50.0 % 2 of 4",
+        "bird 66.7 % 50.0 % 1 of 2 100.0 % 1 of 1",
+    ]
 
 
-def test_only_the_thirty_worst_of_many_classes_are_listed_and_the_page_says_so() -> None:
+def test_a_class_that_is_never_predicted_has_no_precision() -> None:
+    page = parse(
+        render(
+            make_spec(("a", "b")), [], make_noise(2, 8, 1), np.array([0, 1]), make_probabilities([0, 0], [0.9, 0.9], 2)
+        )
+    )
+    assert [row.text for row in page.section("classes").all("tbody")[0].all("tr")] == [
+        "b 0.0 % \u2013 0.0 % 0 of 1",
+        "a 66.7 % 50.0 % 1 of 2 100.0 % 1 of 1",
+    ]
+
+
+def test_the_thirty_worst_of_many_classes_are_listed_and_the_others_on_request() -> None:
     section = parse(make_page(classes=31, count=62)).section("classes")
-    assert len(section.all("li")) == 30
+    assert [len(table.all("tr")) for table in section.all("tbody")] == [30, 1]
     assert "The 30 worst of 31 classes" in section.text
+    assert "The next 1 classes" not in section.text
 
 
 def test_a_class_without_a_test_image_is_left_out_and_the_page_says_so() -> None:
     spec = make_spec(("cat", "dog", "bird", "fish"))
     page = parse(render(spec, [], make_noise(7, 8, 1), TARGETS, make_probabilities(PREDICTED, CONFIDENCE, 4)))
-    assert len(page.section("classes").all("li")) == 3
+    assert len(page.section("classes").all("tbody")[0].all("tr")) == 3
     assert "1 of the 4 classes have no test image" in page.section("classes").text
     assert [cell.text for cell in page.section("confusion").all("tr")[-1].all("td")] == ["0", "0", "0", "0"]
 
@@ -418,7 +460,7 @@ def test_only_the_twenty_most_confident_of_many_mistakes_are_shown() -> None:
     section = parse(html).section("mistakes")
     texts = [number.text for number in section.all("span", "number")]
     assert texts == [f"✗ {text}".replace("\u00a0", " ") for text in expected]
-    assert f"The 20 most confident of {int(wrong.sum())} mistakes." in section.text
+    assert f"The 20 most confident of {int(wrong.sum())} mistakes; images.html shows all of them." in section.text
 
 
 def test_a_model_without_mistakes_has_a_sentence_instead_of_images() -> None:
@@ -443,7 +485,8 @@ def test_the_reliability_diagram_counts_every_image_in_the_bin_of_its_confidence
 def test_the_page_shows_the_provenance_and_the_next_steps(small: Element) -> None:
     facts = {row.all("th")[0].text: row.all("td")[0].text for row in small.section("provenance").all("tr")}
     assert facts["Data fingerprint"] == "9f" * 32
-    assert facts["Test split"].replace("\u00a0", " ") == "20.0 %"
+    assert facts["Share of the test split"].replace("\u00a0", " ") == "20.0 %"
+    assert facts["Training split"] == "chosen by the seed; fits the weights"
     assert facts["Seed"] == "7"
     assert facts["Command"] == "clf-train --data digits"
     assert facts["Versions"].split() == ["torch", "2.6.0"]
@@ -456,7 +499,7 @@ def test_the_page_shows_the_provenance_and_the_next_steps(small: Element) -> Non
 @pytest.mark.parametrize("side", [32, 33, 96, 224])
 def test_the_page_stays_below_1_5_mb_even_with_noise(side: int) -> None:
     html = make_page(classes=40, count=80, side=side, color="RGB", epochs=300)
-    assert len(parse(html).all("img")) == MAX_IMAGES + 20
+    assert len(parse(html).all("main")[0].all("img")) == MAX_IMAGES + 20
     assert len(html.encode()) < 1_500_000
 
 
@@ -477,7 +520,7 @@ def test_a_small_image_stays_lossless_and_a_large_one_becomes_a_jpeg(side: int, 
 
 @pytest.mark.parametrize(("side", "pixelated"), [(8, True), (28, True), (224, False)])
 def test_a_small_image_is_enlarged_with_visible_pixels(side: int, pixelated: bool) -> None:
-    grids = parse(make_page(side=side)).all("div", "images")
+    grids = parse(make_page(side=side)).all("div", "images")[:2]
     assert [("pixelated" in grid.attributes["class"].split()) for grid in grids] == [pixelated] * 2
 
 

@@ -20,7 +20,7 @@ OPTIONS = (
     *("--checkpoint-every", "0", "--seed", "3"),
 )
 CHECKPOINTS = {"checkpoint.pt", "checkpoint.previous.pt"}
-FINISHED = {"model.pt", "model.json", "history.csv", "report.html", "samples"}
+FINISHED = {"model.pt", "model.json", "history.csv", "report.html", "images.html", "samples"}
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def pets(tmp_path) -> Path:
 def test_it_writes_a_model_that_torch_alone_can_open_and_prints_where(home, artifacts):
     names = {path.name for path in artifacts.iterdir()}
     assert names == {
-        *("model.pt", "model.json", "history.csv", "report.html", "samples"),
+        *("model.pt", "model.json", "history.csv", "report.html", "images.html", "samples"),
         *("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.torchscript.pt", "model.pt2", "export.json"),
     }
     state = torch.load(artifacts / "model.pt", weights_only=True)
@@ -179,7 +179,7 @@ def test_overwriting_removes_the_exports_of_the_previous_model(command, finished
     done = command("clf-train", "--overwrite", "--epochs", 1)
     assert done.code == 0
     assert {path.name for path in finished.iterdir()} == {
-        *("model.pt", "model.json", "history.csv", "report.html", "samples")
+        *("model.pt", "model.json", "history.csv", "report.html", "images.html", "samples")
     }
 
 

@@ -18,8 +18,9 @@ from clf_runtime.spec import Metrics, ModelSpec
 from clf_train import distributed, torchrun
 from clf_train.callbacks import TrainCallbacks
 from clf_train.config import TrainConfig
-from clf_train.data.cache import ArrayPixels, LazyPixels, PixelStore
-from clf_train.data.dataset import FileImageSet
+from clf_train.data.cache import ArrayPixels, LazyPixels, PixelStore, Shard
+from clf_train.data.dataset import FileImageSet, ImageSet
+from clf_train.data.facts import join_facts
 from clf_train.data.loading import LoadedDataset
 from clf_train.distributed import ProcessGroup
 from clf_train.engine.budget import fit_to_budget, restore_recipe
@@ -47,9 +48,10 @@ from clf_train.plan import TrainPlan
 from clf_train.provenance import record_provenance
 from clf_train.report.analysis import RunResults
 from clf_train.report.preview import html_from_images
-from clf_train.report.report import html_from_run
 from clf_train.report.samples import write_samples
+from clf_train.report.splits import LabeledSplits, SplitImages
 from clf_train.report.tensorboard import TensorBoardWriter
+from clf_train.report.writing import write_report
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _open_staging(folder: Path, group: ProcessGroup) -> Iterator[Path]:
         yield next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
         return
     # Before the work, so that a folder without write permission fails at once.
-    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED, artifacts.UNREADABLE)
+    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED, artifacts.UNREADABLE, artifacts.LABEL_ISSUES)
     with files.atomic_folder(folder, last=artifacts.SPEC, obsolete=obsolete) as staging:
         yield staging
 
@@ -267,27 +269,38 @@ def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedD
 def _collect_results(
     spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
 ) -> RunResults:
+    dataset = loaded.dataset
+    shards = (loaded.train, loaded.validation, loaded.test)
+    splits = LabeledSplits(
+        *(
+            SplitImages(images.names, images.targets, _find_pixels(images, shard, spec))
+            for images, shard in zip(dataset.splits, shards, strict=True)
+        )
+    )
+    hashes = join_facts(loaded.facts).hashes  # of files only
     return RunResults(
         spec=spec,
         history=history,
-        pixels=_test_pixels(loaded, spec),
+        pixels=splits.test.pixels,
         targets=evaluation.targets,
         probabilities=compute_probabilities(evaluation.logits, evaluation.temperature),
         uncalibrated=evaluation.uncalibrated,
         unreadable_images=len(loaded.unreadable),
+        names=dataset.test.names,
+        splits=splits,
+        hashes=hashes if len(hashes) == len(splits) else None,
     )
 
 
 def _write_report(staging: Path, results: RunResults) -> None:
     (staging / artifacts.HISTORY).write_text(csv_from_history(results.history), encoding="utf-8", newline="\n")
-    (staging / artifacts.REPORT).write_text(html_from_run(results), encoding="utf-8")
+    write_report(staging, results)
 
 
-def _test_pixels(loaded: LoadedDataset, spec: ModelSpec) -> PixelStore:
-    """Return the pixels of the complete test split; this process may have decoded only its share."""
-    images = loaded.dataset.test
-    if len(loaded.test) == len(images):
-        return loaded.test.pixels
+def _find_pixels(images: ImageSet, shard: Shard, spec: ModelSpec) -> PixelStore:
+    """Return the pixels of a complete split; this process may have decoded only its share."""
+    if len(shard) == len(images):
+        return shard.pixels
     if isinstance(images, FileImageSet):
         return LazyPixels(images, spec.preprocess)
     return ArrayPixels(images.decode(spec.preprocess))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PureWindowsPath
 
 import numpy as np
 import numpy.typing as npt
 
+from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Metrics, ModelSpec
 from clf_train.data.cache import PixelStore
 from clf_train.data.dataset import Int64Array
 from clf_train.engine.features import ImageFeatures
 from clf_train.history import Epoch
+from clf_train.report.splits import LabeledSplits
 
 Float32Array = npt.NDArray[np.float32]
 
-MAX_BARS = 30
 MAX_CONFUSIONS = 30
+
+_MAX_LABEL_LENGTH = 80  # characters; a label can be as long as a page, and the report repeats it many times
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,11 @@ class RunResults:
     probabilities: Float32Array  # (N, classes), with the temperature
     uncalibrated: Metrics | None = None  # without the temperature
     unreadable_images: int = 0
-    features: ImageFeatures | None = None  # of a pretrained network
     warnings: tuple[str, ...] = ()  # what is wrong with the training
+    names: Sequence[str] = ()  # of the N images; empty if they have none
+    splits: LabeledSplits | None = None  # all images; None if they were not kept
+    features: ImageFeatures | None = None  # of all images; None if no pretrained network computed them
+    hashes: UInt8Array | None = None  # (training + validation + test images, 32), perceptual
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Predictions:
 
     labels: tuple[str, ...]
     pixels: PixelStore
+    names: tuple[str, ...]  # (N,)
     targets: Int64Array  # (N,)
     predicted: Int64Array  # (N,)
     confidence: Float32Array  # (N,): the probability of the predicted class
@@ -53,17 +61,29 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class ClassBar:
-    """A class and how many of its images are predicted correctly."""
+class ClassMetrics:
+    """How well one class is predicted."""
 
     label: str
+    index: int  # of the class
     correct: int
-    total: int
+    total: int  # images of the class
+    predicted: int  # images with this prediction
 
     @property
-    def share(self) -> float:
-        """The accuracy of the class, 0..1."""
+    def recall(self) -> float:
+        """The share of its images that are predicted as this class, 0..1."""
         return self.correct / self.total
+
+    @property
+    def precision(self) -> float | None:
+        """The share of the images predicted as this class that belong to it, 0..1; None if there are none."""
+        return self.correct / self.predicted if self.predicted else None
+
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall, 0..1."""
+        return 2 * self.correct / (self.total + self.predicted)
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,7 @@ class Cell:
     count: int
     share: float
     is_correct: bool
+    link: str  # the fragment of images.html that shows these images
 
 
 def count_confusions(predictions: Predictions) -> Int64Array:
@@ -84,15 +105,46 @@ def count_confusions(predictions: Predictions) -> Int64Array:
     return counts
 
 
-def rank_classes(counts: Int64Array, labels: Sequence[str]) -> tuple[ClassBar, ...]:
-    """Return the classes that have images, the worst first and at most MAX_BARS."""
-    totals = counts.sum(axis=1)
-    bars = [
-        ClassBar(label, int(counts[index, index]), int(totals[index]))
+def predict(results: RunResults) -> Predictions:
+    """Return the predictions of a run, with labels that are short enough to be shown."""
+    return Predictions(
+        labels=tuple(shorten(label) for label in results.spec.labels),
+        pixels=results.pixels,
+        names=tuple(map(printable, results.names)) or ("",) * len(results.targets),
+        targets=results.targets,
+        predicted=results.probabilities.argmax(axis=1).astype(np.int64),
+        confidence=np.nan_to_num(results.probabilities.max(axis=1)),  # a diverged model has none
+    )
+
+
+def title_of(spec: ModelSpec) -> str:
+    """Return the name of a model: its architecture, and what it was trained on."""
+    if spec.provenance is None or spec.provenance.data is None:
+        return spec.architecture
+    # The last component of the folder's path, on any system; the provenance shows the complete path.
+    data = PureWindowsPath(spec.provenance.data).name or spec.provenance.data
+    return f"{spec.architecture} on {shorten(data)}"
+
+
+def printable(name: str) -> str:
+    """Return a file's name as valid Unicode; on Linux, a name can be any bytes."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
+def shorten(label: str) -> str:
+    """Return a text of at most 80 characters."""
+    return label if len(label) <= _MAX_LABEL_LENGTH else f"{label[: _MAX_LABEL_LENGTH - 1]}…"
+
+
+def rank_classes(counts: Int64Array, labels: Sequence[str]) -> tuple[ClassMetrics, ...]:
+    """Return the metrics of the classes that have images, the worst first."""
+    totals, predicted = counts.sum(axis=1), counts.sum(axis=0)
+    classes = [
+        ClassMetrics(label, index, int(counts[index, index]), int(totals[index]), int(predicted[index]))
         for index, label in enumerate(labels)
         if totals[index] > 0
     ]
-    return tuple(sorted(bars, key=lambda bar: (bar.share, -bar.total))[:MAX_BARS])
+    return tuple(sorted(classes, key=lambda row: (row.f1, -row.total)))
 
 
 def build_confusion_matrix(counts: Int64Array, labels: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:
@@ -118,4 +170,5 @@ def rank_mistakes(predictions: Predictions) -> list[int]:
 def _build_cell(counts: Int64Array, labels: Sequence[str], true: int, predicted: int) -> Cell:
     count = int(counts[true, predicted])
     share = count / max(int(counts[true].sum()), 1)
-    return Cell(labels[true], labels[predicted], count, share, is_correct=true == predicted)
+    link = f"true={true}&predicted={predicted}"
+    return Cell(labels[true], labels[predicted], count, share, true == predicted, link)

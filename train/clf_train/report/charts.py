@@ -90,7 +90,7 @@ def _draw_chart(scale: Scale, epochs: Sequence[int], values: Sequence[tuple[floa
     """Lay out one chart; `values` are pairs of training and validation, one for each epoch."""
     # A diverged training has epochs without a finite loss, and its report is the one that is needed most.
     finite = [value for pair in values for value in pair if value is not None and math.isfinite(value)]
-    heights = _choose_round_values(scale.find_low(finite) if finite else 0, max(finite, default=1))
+    heights = choose_round_values(scale.find_low(finite) if finite else 0, max(finite, default=1))
 
     def height(value: float) -> float:
         return (value - heights[0]) / (heights[-1] - heights[0])
@@ -120,7 +120,7 @@ def _format_mark(epoch: int, pair: tuple[float, float | None], scale: Scale) -> 
     return f"epoch {epoch}: training {scale.format_value(pair[0])}{validation}"
 
 
-def _choose_round_values(low: float, high: float) -> tuple[float, ...]:
+def choose_round_values(low: float, high: float) -> tuple[float, ...]:
     """Return values in steps of 1, 2, 2.5 or 5 times a power of ten, from at most `low` to at least `high`."""
     high = max(high, low + 0.01)  # all values may be equal
     rough = (high - low) / _Y_STEPS

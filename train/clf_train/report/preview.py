@@ -12,7 +12,7 @@ from clf_train.data.augment import augment, draw_epoch
 from clf_train.inputs import TrainInputs
 from clf_train.recipe import Recipe
 from clf_train.report.images import MAX_PIXELATED_SIDE, data_uri_from_pixels, spread_over_classes
-from clf_train.report.report import environment
+from clf_train.report.rendering import environment
 
 _MAX_IMAGES = 60
 

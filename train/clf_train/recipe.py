@@ -19,6 +19,7 @@ class Recipe:
     momentum: float = 0.9  # of SGD
     weight_decay: float = 5e-4  # of AdamW: only of matrices and convolutions
     label_smoothing: float = 0.1
+    averaging: float = 0.0  # decay of a moving average of the weights, which is the result; 0 keeps the last weights
     # A pretrained network starts as a linear probe, and the blocks before this one stay as they are; None trains the
     # whole network from the beginning.
     first_block: int | None = None
@@ -89,6 +90,7 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess) -> Recipe:
         learning_rate=5e-4,
         optimizer="adamw",
         weight_decay=0.05,
+        averaging=0.99,
         first_block=3,
         crop=0.5,
         crop_side=preprocess.height - _STRIDE if fits else None,

@@ -16,13 +16,14 @@ from clf_runtime.spec import Normalize
 from clf_train.data.augment import augment
 from clf_train.data.cache import Shard
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
+from clf_train.engine.averaging import MovingAverage
 from clf_train.engine.batches import Batch, BatchLoader
 from clf_train.engine.device import select_precision
 from clf_train.engine.evaluate import Predictor, compute_metrics, gather_logits, standardize
+from clf_train.engine.optimizer import create_optimizer
 from clf_train.engine.schedule import Schedule, count_images_in_batch
 from clf_train.history import Epoch
-from clf_train.models.efficientnet_lite import EfficientNetLite
-from clf_train.models.transfer import FrozenBlocks, TrainedBlocks
+from clf_train.models.transfer import split_network
 from clf_train.recipe import Recipe
 
 _MEASURED_STEPS = 3  # the first one is slower: memory is allocated, kernels are chosen
@@ -75,7 +76,7 @@ class Trainer:
         self.history: list[Epoch] = []
         self._options = options
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._frozen, trained = _split(self._model, recipe.first_block)
+        self._frozen, trained = split_network(self._model, recipe.first_block)
         self._ddp_model = group.wrap_ddp(trained)
         self._validation = validation
         self._schedule = Schedule(train.total, recipe)
@@ -90,7 +91,8 @@ class Trainer:
         self._batches: Iterator[Batch] | None = None  # the rest of the current epoch
         self._sums = _zero_sums(device)
         self._seconds = 0.0  # of the current epoch
-        self._optimizer = _create_optimizer(trained, recipe)
+        self._optimizer = create_optimizer(trained, recipe)
+        self._average = MovingAverage(trained, recipe.averaging) if recipe.averaging else None
         self._loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
         self._precision = select_precision(device, model)
         # Gradients below 6e-8 would vanish in float16; bfloat16 has float32's range.
@@ -122,6 +124,7 @@ class Trainer:
             self._batches = self._load_batches()
         self._sums += self._train_on(next(self._batches))
         self._step += 1
+        self._update_average()
         epoch_ended = self.is_done or self._step % self._schedule.steps_per_epoch == 0
         row = self._end_epoch(started) if epoch_ended else None
         self._seconds += time.perf_counter() - started
@@ -155,6 +158,7 @@ class Trainer:
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "average": [] if self._average is None else self._average.values,
             "history": [asdict(row) for row in self.history],
             "step": self._step,
             "sums": self._options.group.all_reduce(self._sums),
@@ -166,11 +170,19 @@ class Trainer:
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.restore(state["average"])
         self.history = [Epoch(**row) for row in state["history"]]
         self._step = state["step"]
         self._seconds = state["seconds"]
         if self._options.group.is_main:
             self._sums = state["sums"].to(self._options.device)
+
+    def _update_average(self) -> None:
+        if self._average is not None:
+            self._average.update(self._step)
+            if self.is_done:
+                self._average.apply()
 
     def _load_batches(self) -> Iterator[Batch]:
         """Return the rest of the current epoch."""
@@ -243,29 +255,6 @@ class Trainer:
         predictor = Predictor(self._model, options.normalize, options.device, options.group)
         metrics = compute_metrics(*gather_logits(predictor, self._validation), temperature=1.0, split="validation")
         return metrics.loss, metrics.accuracy
-
-
-def _split(model: nn.Module, first_block: int | None) -> tuple[nn.Module, nn.Module]:
-    """Return the part of the network that stays as it is, and the part that is trained."""
-    if first_block is None:
-        return nn.Identity(), model
-    assert isinstance(model, EfficientNetLite)
-    return FrozenBlocks(model, first_block), TrainedBlocks(model, first_block)
-
-
-def _create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=True,
-            weight_decay=recipe.weight_decay,
-        )
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
 
 
 def _synchronize(device: torch.device) -> None:

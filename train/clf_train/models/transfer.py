@@ -76,6 +76,14 @@ class FeatureExtractor(nn.Module):
         return features
 
 
+def split_network(model: nn.Module, first_block: int | None) -> tuple[nn.Module, nn.Module]:
+    """Return the part of the network that stays as it is, and the part that is trained."""
+    if first_block is None:
+        return nn.Identity(), model
+    assert isinstance(model, EfficientNetLite)
+    return FrozenBlocks(model, first_block), TrainedBlocks(model, first_block)
+
+
 class _FirstBlocks(nn.Module):
     def __init__(self, network: EfficientNetLite, count: int) -> None:
         super().__init__()

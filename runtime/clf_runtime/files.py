@@ -68,10 +68,11 @@ def atomic_folder(folder: Path, last: str, obsolete: tuple[str, ...]) -> Iterato
                 _move(entry, folder / entry.name)
             sync(folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if is_new:
-            with contextlib.suppress(OSError):  # not empty: it was written
-                folder.rmdir()
+        with _deferring_interrupts():
+            shutil.rmtree(staging, ignore_errors=True)
+            if is_new:
+                with contextlib.suppress(OSError):  # not empty: it was written
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

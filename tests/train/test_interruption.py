@@ -41,7 +41,7 @@ def assert_interrupted_without_a_loss(done: CommandResult, folder: Path) -> None
     assert not list((folder / "artifacts").glob(".*"))
 
 
-@pytest.mark.parametrize("change", [2, 6, 12, 30, 34])
+@pytest.mark.parametrize("change", [2, 6, 34, 61])
 def test_ctrl_c_while_files_are_written_leaves_a_complete_model(finished, tmp_path, change):
     assert_interrupted_without_a_loss(train_and_interrupt(finished, tmp_path / "copy", change), tmp_path / "copy")
 

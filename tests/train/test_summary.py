@@ -14,8 +14,9 @@ from odd_images import drawing
 from torch import nn
 
 from clf_runtime.spec import Metrics, ModelSpec, Normalize, Preprocess, Provenance
-from clf_train.engine.latency import estimate_latency, fold_batch_norm
+from clf_train.engine.latency import estimate_latency
 from clf_train.models.factory import build_model
+from clf_train.models.folding import fold_batch_norm
 from clf_train.summary import format_accuracy, format_export_command, format_latency
 
 PREPROCESS = Preprocess("RGB", 32, 32, "crop", 1.0, "bilinear", (255, 255, 255))

@@ -13,7 +13,7 @@ from clf_train.auto import choose_start
 from clf_train.config import DataSource, InputOptions, TrainConfig
 from clf_train.data.augment import augment, draw_augmentation
 from clf_train.data.cache import full_shard
-from clf_train.data.dataset import FileImageSet
+from clf_train.data.dataset import FileImageSet, ImageRoot
 from clf_train.data.folder import ImageProperties, survey_images
 from clf_train.engine.budget import DEPTHS, MAX_EPOCHS, fit_to_budget, restore_recipe
 from clf_train.engine.probe import fit_probe
@@ -85,7 +85,7 @@ def test_small_images_with_many_colors_are_photos_and_drawings_are_not(tmp_path)
     (tmp_path / "damaged.png").write_bytes((tmp_path / "photo.png").read_bytes()[:900])
 
     def survey(*names: str) -> ImageProperties:
-        return survey_images(FileImageSet(tmp_path, names, np.zeros(len(names), np.int64)))
+        return survey_images(FileImageSet(ImageRoot(tmp_path), names, np.zeros(len(names), np.int64)))
 
     assert survey("photo.png") == ImageProperties(32, "RGB", is_photo=True)
     assert survey("drawing.png") == ImageProperties(32, "RGB", is_photo=False)

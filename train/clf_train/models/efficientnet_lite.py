@@ -12,7 +12,6 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clf_train.models.networks import Shape
 
@@ -103,16 +102,6 @@ class EfficientNetLite(nn.Module):
     def _pool(self, activations: Tensor) -> Tensor:
         return F.relu6(self._bn1(self._conv_head(activations))).mean((2, 3))
 
-    def fold_batch_norm(self) -> None:
-        """Make batch normalization part of the convolutions before it, in place; for inference only."""
-        _fold(self, "_conv_stem", "_bn0")
-        _fold(self, "_conv_head", "_bn1")
-        for block in self._blocks:
-            if hasattr(block, "_expand_conv"):
-                _fold(block, "_expand_conv", "_bn0")
-            _fold(block, "_depthwise_conv", "_bn1")
-            _fold(block, "_project_conv", "_bn2")
-
 
 class InvertedResidual(nn.Module):
     """Expand, convolve each channel, project; added to its input where the shapes agree (Sandler et al. 2018)."""
@@ -159,14 +148,6 @@ class SamePadConv2d(nn.Conv2d):
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
         return super().forward(F.pad(features, self._at_end) if any(self._at_end) else features)
-
-
-def _fold(module: nn.Module, convolution: str, norm: str) -> None:
-    layer, statistics = module.get_submodule(convolution), module.get_submodule(norm)
-    assert isinstance(layer, nn.Conv2d)
-    assert isinstance(statistics, nn.BatchNorm2d)
-    setattr(module, convolution, fuse_conv_bn_eval(layer, statistics))
-    setattr(module, norm, nn.Identity())
 
 
 def _create_norm(channels: int) -> nn.BatchNorm2d:

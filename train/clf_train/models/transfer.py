@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clf_train.models.efficientnet_lite import EfficientNetLite
+from clf_train.models.folding import fold_batch_norm
 
 
 class FrozenBlocks(nn.Module):
@@ -20,13 +21,13 @@ class FrozenBlocks(nn.Module):
     def __init__(self, network: EfficientNetLite, count: int) -> None:
         """Copy the stem and the first `count` blocks of a network."""
         super().__init__()
-        self._network = _copy_for_inference(network)
-        self._count = count
+        self._layers = _copy_for_inference(_FirstBlocks(network, count))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to the input of the block `count`."""
         with torch.no_grad():
-            return self._network.run_blocks(self._network.run_stem(images), 0, self._count)
+            activations: Tensor = self._layers(images)
+            return activations
 
     def train(self, mode: bool = True) -> FrozenBlocks:
         """Change nothing: the blocks are only used for inference."""
@@ -67,14 +68,32 @@ class FeatureExtractor(nn.Module):
     def __init__(self, network: EfficientNetLite) -> None:
         """Copy everything but the last layer."""
         super().__init__()
-        self._network = _copy_for_inference(network)
+        self._layers = _copy_for_inference(_FeatureLayers(network))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to features (N, D)."""
+        features: Tensor = self._layers(images)
+        return features
+
+
+class _FirstBlocks(nn.Module):
+    def __init__(self, network: EfficientNetLite, count: int) -> None:
+        super().__init__()
+        self._network, self._count = network, count
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._network.run_blocks(self._network.run_stem(images), 0, self._count)
+
+
+class _FeatureLayers(nn.Module):
+    def __init__(self, network: EfficientNetLite) -> None:
+        super().__init__()
+        self._network = network
+
+    def forward(self, images: Tensor) -> Tensor:
         return self._network.compute_features(images)
 
 
-def _copy_for_inference(network: EfficientNetLite) -> EfficientNetLite:
-    copied = copy.deepcopy(network).eval().requires_grad_(False)
-    copied.fold_batch_norm()
-    return copied.to(memory_format=torch.channels_last)
+def _copy_for_inference(layers: nn.Module) -> nn.Module:
+    copied = fold_batch_norm(copy.deepcopy(layers).eval().requires_grad_(False))
+    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return,unused-ignore]

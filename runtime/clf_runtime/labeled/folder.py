@@ -107,7 +107,8 @@ def _raise_if_only_split_names(tree: ImageTree, root: Path, top: str) -> None:
     names = tree.subfolders(top)
     if names and all(split_from_name(name) in ("validation", "test") for name in names):
         raise DataError(
-            f"{_display(root, top)}: has {_list_names(names)}, but no train/; rename the folder to train on to train"
+            f"{_display(root, top)}: has {_list_names(names)}, but no train/; rename the folder to train on to train, "
+            "or name one of them"
         )
 
 

@@ -49,7 +49,7 @@ def test_the_wheel_contains_the_three_packages_their_templates_and_the_license(w
     assert {f"clf_train/report/templates/{name}" for name in ("report.html.j2", "preview.html.j2", "page.css")} <= set(
         names
     )
-    assert {"clf_export/templates/exported.html.j2"} <= set(names)
+    assert {"clf_export/templates/exported.html.j2", "clf_runtime/evaluation/page.css"} <= set(names)
     assert f"{info}/licenses/LICENSE" in names
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"

@@ -14,7 +14,9 @@
     enlarged.src = image.src;
     enlarged.alt = image.alt;
     enlarged.style.imageRendering = getComputedStyle(image).imageRendering;
-    caption.replaceChildren(...button.closest("figure").querySelector("figcaption").cloneNode(true).childNodes);
+    const figure = button.closest("figure");
+    caption.className = `caption ${figure.className.replace("image", "")}`;
+    caption.replaceChildren(...figure.querySelector("figcaption").cloneNode(true).childNodes);
     const name = caption.querySelector(".name");
     if (name) name.textContent = name.title; // the whole path
     const all = neighbors();

@@ -154,10 +154,11 @@ def test_a_random_crop_shows_a_part_of_the_image():
 
 def test_the_budget_chooses_the_deepest_training_with_enough_epochs():
     deep, middle, shallow = DEPTHS
-    assert fit_to_budget(RECIPE, 10, 40).first_block == deep.first_block
-    assert fit_to_budget(RECIPE, 10, 40).epochs == 4
-    assert fit_to_budget(RECIPE, 10, 25).first_block == middle.first_block
-    assert fit_to_budget(RECIPE, 10, 5).first_block == shallow.first_block
+    chosen = fit_to_budget(RECIPE, 10, 10 * deep.relative_cost * 12)
+    assert (chosen.first_block, chosen.epochs, chosen.learning_rate) == (deep.first_block, 12, 5e-4)
+    chosen = fit_to_budget(RECIPE, 10, 40)
+    assert (chosen.first_block, chosen.epochs, chosen.learning_rate) == (middle.first_block, 4, 1e-3)
+    assert fit_to_budget(RECIPE, 10, 8).first_block == shallow.first_block
     assert fit_to_budget(RECIPE, 10, 0.1).epochs == 0
     assert fit_to_budget(RECIPE, 10, -5).epochs == 0
     assert fit_to_budget(RECIPE, 10, 1e6).epochs == MAX_EPOCHS

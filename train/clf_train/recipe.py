@@ -91,7 +91,7 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess) -> Recipe:
         optimizer="adamw",
         weight_decay=0.05,
         averaging=0.99,
-        first_block=3,
+        first_block=9,
         crop=0.5,
         crop_side=preprocess.height - _STRIDE if fits else None,
         mirror=True,

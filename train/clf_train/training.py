@@ -257,7 +257,7 @@ def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> di
 
 def _format_choice(value: object) -> str:
     """Return a text that is the same for 2 and 2.0."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedDataset) -> None:

@@ -63,6 +63,15 @@ def test_a_spec_is_the_same_after_writing_and_reading_it():
     assert spec.preprocess.shape == (32, 48, 3)
 
 
+@pytest.mark.parametrize(("field", "value"), [("columns", {"label": "species"}), ("splits", {"test": "valid"})])
+def test_what_older_readers_do_not_know_is_written_only_if_it_is_set(field, value):
+    spec = ModelSpec.from_json(changed(f"provenance.{field}", value), "model.json")
+    assert getattr(spec.provenance, field) == value
+    assert ModelSpec.from_json(spec.to_json(), "model.json") == spec
+    without = ModelSpec.from_json(json.dumps(COMPLETE), "model.json")
+    assert field not in json.loads(without.to_json())["provenance"]
+
+
 @pytest.mark.parametrize("path", ["metrics", "provenance"])
 def test_metrics_and_provenance_may_be_null(path):
     assert getattr(ModelSpec.from_json(changed(path, None), "model.json"), path) is None

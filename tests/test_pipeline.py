@@ -48,7 +48,7 @@ def test_a_folder_of_images_from_training_to_predictions(command, tmp_path):
         (tmp_path / "shapes" / label).mkdir(parents=True)
         for number in range(60):
             draw_shape(label, random).save(tmp_path / "shapes" / label / f"{number}.jpg", quality=90)
-    assert command("clf-train", "--data", "shapes", "-a", "mine", "--epochs", 20).code == 0
+    assert command("clf-train", "--data", "shapes", "-a", "mine", "--weights", "none", "--epochs", 20).code == 0
     exported = command("clf-export", "-a", "mine")
     assert exported.code == 0, exported.err
     for label in ("circle", "square"):

@@ -53,11 +53,20 @@ def in_folder(folder, monkeypatch):
     return DataSource("photos")
 
 
-@pytest.mark.parametrize("model", ["resnet18", "efficientnet_lite0", "small-resnet", "own_networks:fresh"])
-def test_every_network_that_starts_from_weights_gets_a_rate_for_fine_tuning(in_folder, model):
+@pytest.mark.parametrize(
+    ("model", "rate"),
+    [
+        ("resnet18", 0.01),
+        ("efficientnet_lite0", 5e-4),  # of AdamW
+        ("small-resnet", 0.01),
+        ("own_networks:fresh", 0.01),
+    ],
+)
+def test_every_network_that_starts_from_weights_gets_a_rate_for_fine_tuning(in_folder, model, rate):
     config = TrainConfig(in_folder, model, weights="some.pt")
-    assert make_plan(config, load_dataset(in_folder)).recipe.learning_rate == 0.01
-    assert make_plan(TrainConfig(in_folder, model), load_dataset(in_folder)).recipe.learning_rate >= 0.05
+    assert make_plan(config, load_dataset(in_folder)).recipe.learning_rate == rate
+    from_scratch = TrainConfig(in_folder, model, weights="none")
+    assert make_plan(from_scratch, load_dataset(in_folder)).recipe.learning_rate >= 0.05
 
 
 def test_a_factory_that_loads_its_own_weights_is_fine_tuned_too(in_folder):

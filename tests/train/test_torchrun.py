@@ -75,8 +75,8 @@ def test_two_processes_see_every_image_once_and_their_metrics_are_exact(tmp_path
     assert command("clf-train", *options, cwd=tmp_path / "alone").code == 0
     first, second = train_on_two(*options)
     assert (first.code, second.code) == (0, 0), first.err + second.err
-    assert len(first.out.splitlines()) == 1
-    assert len(first.err.splitlines()) == 3
+    assert len(first.out.splitlines()) == 2
+    assert len(first.err.splitlines()) == 4
     assert "on cpu, 2 processes" in first.err
     assert (second.out, second.err) == ("", "")
     for row, expected in zip(read_history(tmp_path), read_history(tmp_path / "alone"), strict=True):

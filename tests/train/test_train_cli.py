@@ -111,7 +111,7 @@ def test_without_a_terminal_progress_is_one_plain_line_per_epoch(command, tmp_pa
         "small-resnet (chosen for 8-pixel images) on digits: 1,295 training, 143 validation and 359 test images, "
         "10 classes, 8x8 L, on cpu"
     )
-    assert [line.split(":")[0] for line in lines[1:]] == ["epoch 1/2", "epoch 2/2"]
+    assert [line.split(":")[0] for line in lines[1:]] == ["training 2 epochs", "epoch 1/2", "epoch 2/2"]
     assert "\r" not in done.err
 
 
@@ -127,7 +127,7 @@ def test_an_epoch_that_ends_right_after_a_line_reports_the_speed_of_that_line(mo
 
 
 def test_a_folder_of_images_becomes_a_model(command, pets, tmp_path):
-    done = command("clf-train", "--data", "pets", "-a", "mine", "--epochs", 12)
+    done = command("clf-train", "--data", "pets", "--weights", "none", "-a", "mine", "--epochs", 12)
     assert done.code == 0, done.err
     assert done.out.endswith("next: clf-export -a mine --format onnx\n")
     spec = ModelSpec.from_json((tmp_path / "mine/model.json").read_text(), "")
@@ -143,13 +143,27 @@ def test_a_folder_of_images_becomes_a_model(command, pets, tmp_path):
 def test_a_test_image_that_is_a_training_image_too_causes_a_warning(command, pets, tmp_path):
     for number in range(12):
         shutil.copy(pets / "cat" / "0.jpg", pets / "cat" / f"copy-{number}.jpg")
-    done = command("clf-train", "-d", "pets", "--epochs", 1)
+    done = command("clf-train", "-d", "pets", "--weights", "none", "--epochs", 1)
     assert done.code == 0
     assert "test images are training images too (the first is cat/" in done.err
 
 
 def test_size_color_and_resize_mode_can_be_chosen(command, pets, tmp_path):
-    done = command("clf-train", "-d", pets, "--size", "24x16", "--color", "L", "--resize", "pad", "--epochs", 1)
+    done = command(
+        "clf-train",
+        "-d",
+        pets,
+        "--weights",
+        "none",
+        "--size",
+        "24x16",
+        "--color",
+        "L",
+        "--resize",
+        "pad",
+        "--epochs",
+        1,
+    )
     assert done.code == 0, done.err
     preprocess = json.loads((tmp_path / "artifacts/model.json").read_text())["preprocess"]
     assert (

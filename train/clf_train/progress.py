@@ -76,7 +76,8 @@ class Progress:
         self._throughput = Throughput(images, images_done)
         if images_done:
             self._say(f"resuming with {self._throughput.share_done} of the training done")
-        self._say(f"training {epochs:g} epochs: about {format_duration(max(1.0, estimated_s))}")
+        unit = "epoch" if epochs == 1 else "epochs"
+        self._say(f"training {epochs:g} {unit}: about {format_duration(max(1.0, round(estimated_s)))}")
         self._open_bar(images, "training", images_done)
 
     def on_step(self, images_done: int) -> None:

@@ -86,10 +86,11 @@ def _normalize(features: Float32Array) -> torch.Tensor:
 
 def _find_axes(directions: torch.Tensor) -> torch.Tensor:
     """Return orthonormal axes (D, d) along which the directions vary most."""
-    # eigh sorts ascending; the covariance of D features is small, however many images there are.
-    _, vectors = torch.linalg.eigh(directions.T @ directions)
-    axes: torch.Tensor = vectors[:, -_PROJECTED:]
-    return axes
+    # eigh sorts ascending; the covariance of D features is small, however many images there are. In float64, since for
+    # fewer images than features most eigenvalues are zero, and torch's solver then fails to converge in float32.
+    values = directions.double().numpy()
+    _, vectors = np.linalg.eigh(values.T @ values)
+    return torch.from_numpy(vectors[:, -_PROJECTED:].astype(np.float32))
 
 
 def _find_candidates(projected: torch.Tensor, min_similarity: float) -> Iterator[tuple[Int64Array, Int64Array]]:

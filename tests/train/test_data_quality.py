@@ -241,7 +241,7 @@ def test_without_features_the_report_says_how_to_get_the_analysis(tmp_path: Path
     write_report(tmp_path, replace(make_run(), features=None))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images.html", "report.html"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "clf-train --model efficientnet_lite0 --weights DEFAULT" in page
+    assert "clf-train --model efficientnet_lite0" in page
     assert "Likely wrong labels</h2>" not in page
 
 

@@ -146,6 +146,7 @@ def test_a_test_image_that_is_a_training_image_too_causes_a_warning(command, pet
     done = command("clf-train", "-d", "pets", "--weights", "none", "--epochs", 1)
     assert done.code == 0
     assert "test images are training images too (the first is cat/" in done.err
+    assert "test images are training images too" in (tmp_path / "artifacts/report.html").read_text()
 
 
 def test_size_color_and_resize_mode_can_be_chosen(command, pets, tmp_path):

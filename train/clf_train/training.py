@@ -154,8 +154,13 @@ def _train(
     if workplace.group.is_main:
         _write_model(workplace.staging, spec, weights, loaded)
         results = _collect_results(spec, trainer.history, loaded, evaluation)
-        results = dataclasses.replace(results, features=None if start is None else start.features)
-        _write_report(workplace.staging, dataclasses.replace(results, warnings=warnings))
+        results = dataclasses.replace(
+            results,
+            features=None if start is None else start.features,
+            findings=tuple(finding.message for finding in inputs.findings.findings),
+            warnings=warnings,
+        )
+        _write_report(workplace.staging, results)
     latency_ms = estimate_latency(model, plan.preprocess) if workplace.group.is_main else None
     return TrainResult(spec, evaluation.uncalibrated, workplace.folder, warnings, latency_ms)
 

@@ -39,6 +39,7 @@ class RunResults:
     names: Sequence[str] = ()  # of the N images; empty if they have none
     splits: LabeledSplits | None = None  # all images; None if they were not kept
     features: ImageFeatures | None = None  # of all images; None if no pretrained network computed them
+    findings: tuple[str, ...] = ()  # what people should know about the data
     hashes: UInt8Array | None = None  # (training + validation + test images, 32), perceptual
 
 

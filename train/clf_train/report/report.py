@@ -84,6 +84,7 @@ class Page:
     splits: tuple[SplitRow, ...]
     quality: QualitySection | None
     has_features: bool
+    findings: tuple[str, ...]  # what people should know about the data
     unreadable_images: int
     uncalibrated_error: float | None  # calibration error without the temperature
     is_pixelated: bool
@@ -129,6 +130,7 @@ def _build_page(results: RunResults, quality: DataQuality | None) -> Page:
         splits=_describe_splits(results),
         quality=_build_quality(results, quality, labels),
         has_features=results.features is not None,
+        findings=results.findings,
         unreadable_images=results.unreadable_images,
         uncalibrated_error=results.uncalibrated.calibration_error if results.uncalibrated else None,
         is_pixelated=max(predictions.pixels.shape[:2]) <= MAX_PIXELATED_SIDE,

@@ -18,9 +18,6 @@ from clf_runtime.spec import Metrics, ModelSpec
 from clf_train import distributed, torchrun
 from clf_train.callbacks import TrainCallbacks
 from clf_train.config import TrainConfig
-from clf_train.data.cache import ArrayPixels, LazyPixels, PixelStore, Shard
-from clf_train.data.dataset import FileImageSet, ImageSet
-from clf_train.data.facts import join_facts
 from clf_train.data.loading import LoadedDataset
 from clf_train.distributed import ProcessGroup
 from clf_train.engine.budget import fit_to_budget, restore_recipe
@@ -33,12 +30,13 @@ from clf_train.engine.checkpoint import (
 )
 from clf_train.engine.collapse import CollapseMonitor
 from clf_train.engine.device import select_device
-from clf_train.engine.evaluate import EvalResult, Predictor, compute_probabilities, evaluate
+from clf_train.engine.evaluate import Predictor, evaluate
 from clf_train.engine.latency import estimate_latency
 from clf_train.engine.signals import defer_signals
 from clf_train.engine.trainer import Trainer, TrainerOptions
 from clf_train.engine.transfer import ProbeStart, start_from_probe
-from clf_train.history import Epoch, csv_from_history
+from clf_train.history import csv_from_history
+from clf_train.identity import identify
 from clf_train.inputs import TrainInputs, Workplace, prepare_inputs
 from clf_train.models.efficientnet_lite import EfficientNetLite
 from clf_train.models.fit import raise_if_input_does_not_fit
@@ -48,11 +46,10 @@ from clf_train.plan import TrainPlan
 from clf_train.provenance import record_provenance
 from clf_train.report.analysis import RunResults
 from clf_train.report.preview import html_from_images
+from clf_train.report.results import collect_results
 from clf_train.report.samples import write_samples
-from clf_train.report.splits import LabeledSplits, SplitImages
 from clf_train.report.tensorboard import TensorBoardWriter
 from clf_train.report.writing import write_report
-
 
 # The report and its analysis of the data, which a budget includes: 13 s for 3,409 photos on 2 cores.
 _REPORT_S, _REPORT_S_PER_IMAGE = 3.0, 0.003
@@ -157,7 +154,7 @@ def _train(
     )
     if workplace.group.is_main:
         _write_model(workplace.staging, spec, weights, loaded)
-        results = _collect_results(spec, trainer.history, loaded, evaluation)
+        results = collect_results(spec, trainer.history, loaded, evaluation)
         results = dataclasses.replace(
             results,
             features=None if start is None else start.features,
@@ -217,7 +214,7 @@ def _run(
 ) -> tuple[str, ...]:
     """Run all steps, from the latest checkpoint on if training resumes; return what went wrong."""
     callbacks = workplace.callbacks
-    store = CheckpointStore(workplace.folder, _identify(config, inputs.plan, inputs.loaded))
+    store = CheckpointStore(workplace.folder, identify(config, inputs.plan, inputs.loaded))
     schedule = CheckpointSchedule(trainer, store, config.checkpoint_every_s, workplace.group)
     if config.resume:
         schedule.resume(callbacks.on_warning)
@@ -244,73 +241,12 @@ def _run(
     return monitor.conclude(trainer.history)
 
 
-def _identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> dict[str, str]:
-    """Return everything that the weights depend on, so that only the same training run resumes from a checkpoint."""
-    dataset = loaded.dataset
-    return {
-        "--data": config.source.data,
-        "--seed": str(config.source.seed),
-        "--weights": str(plan.weights),
-        "--test-split": str(config.source.test_split),
-        # Only those that are set, so that training which began before they existed resumes.
-        **{f"--{name}": value for name, value in config.source.columns.to_dict().items()},
-        "model": plan.architecture,
-        "input": str(plan.preprocess),
-        **{key.replace("_", " "): _format_choice(value) for key, value in dataclasses.asdict(plan.recipe).items()},
-        "labels": ", ".join(dataset.labels),
-        "training images": dataset.train.fingerprint(),
-        "validation images": dataset.validation.fingerprint(),
-        "test images": dataset.test.fingerprint(),
-        "torch": str(torch.__version__),
-    }
-
-
-def _format_choice(value: object) -> str:
-    """Return a text that is the same for 2 and 2.0."""
-    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
 def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedDataset) -> None:
     (staging / artifacts.STATE_DICT).write_bytes(weights)
     (staging / artifacts.SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
     write_samples(staging / artifacts.SAMPLES, loaded.dataset.test, spec)
 
 
-def _collect_results(
-    spec: ModelSpec, history: list[Epoch], loaded: LoadedDataset, evaluation: EvalResult
-) -> RunResults:
-    dataset = loaded.dataset
-    shards = (loaded.train, loaded.validation, loaded.test)
-    splits = LabeledSplits(
-        *(
-            SplitImages(images.names, images.targets, _find_pixels(images, shard, spec))
-            for images, shard in zip(dataset.splits, shards, strict=True)
-        )
-    )
-    hashes = join_facts(loaded.facts).hashes  # of files only
-    return RunResults(
-        spec=spec,
-        history=history,
-        pixels=splits.test.pixels,
-        targets=evaluation.targets,
-        probabilities=compute_probabilities(evaluation.logits, evaluation.temperature),
-        uncalibrated=evaluation.uncalibrated,
-        unreadable_images=len(loaded.unreadable),
-        names=dataset.test.names,
-        splits=splits,
-        hashes=hashes if len(hashes) == len(splits) else None,
-    )
-
-
 def _write_report(staging: Path, results: RunResults) -> None:
     (staging / artifacts.HISTORY).write_text(csv_from_history(results.history), encoding="utf-8", newline="\n")
     write_report(staging, results)
-
-
-def _find_pixels(images: ImageSet, shard: Shard, spec: ModelSpec) -> PixelStore:
-    """Return the pixels of a complete split; this process may have decoded only its share."""
-    if len(shard) == len(images):
-        return shard.pixels
-    if isinstance(images, FileImageSet):
-        return LazyPixels(images, spec.preprocess)
-    return ArrayPixels(images.decode(spec.preprocess))

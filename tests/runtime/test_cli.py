@@ -17,6 +17,7 @@ import pytest
 from conftest import BIN
 from rewriting import rewritten
 
+from clf_runtime.command import _terminate
 from clf_runtime.diagnostics.info import Placement
 from clf_runtime.diagnostics.selftest import SelfTest
 from clf_runtime.onnx_file import SELFTEST_KEY, read
@@ -196,6 +197,13 @@ def test_ctrl_c_ends_with_130_and_one_line_and_sigterm_with_143(home, signal_num
     process.send_signal(signal_number)
     stderr = process.communicate(timeout=60)[1]
     assert (process.returncode, stderr.strip()) == (code, message)
+
+
+def test_the_handler_of_sigterm_raises_an_exception_so_that_temporary_files_are_removed():
+    # In this process, since coverage sometimes misses a handler that interrupts its own tracer.
+    with pytest.raises(SystemExit) as stopped:
+        _terminate(signal.SIGTERM, None)
+    assert stopped.value.code == 143
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ warm-up.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import os
 import sys
@@ -31,11 +32,9 @@ def classify_chunks(single: Classifier, parallel: Classifier, images: Iterator[s
     """Classify three chunks, one by each method, and return the number of images that could be read."""
     read = 0
     for path in itertools.islice(images, CHUNK):
-        try:
+        with contextlib.suppress(ImageError):  # counted as not read
             single.predict(path)
             read += 1
-        except ImageError:
-            pass
     for classifier in (single, parallel):
         results = classifier.predict_files(itertools.islice(images, CHUNK))
         read += sum(not isinstance(result, Failure) for result in results)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
 STATE_DICT = "model.pt"
 SPEC = "model.json"
 HISTORY = "history.csv"
@@ -29,3 +34,9 @@ OF_TRAINING = (HISTORY, REPORT, IMAGES, LABEL_ISSUES, UNREADABLE)
 
 # Derived from STATE_DICT, and removed when it is replaced: no file describes a model that no longer exists.
 DERIVED = (ONNX, ONNX_FP16, ONNX_INT8, TORCHSCRIPT, PT2, EXPORT)
+
+
+def find_onnx_files(folder: Path) -> tuple[Path, ...]:
+    """Return the ONNX files of a folder; without any, the path of the first, whose error says what to do."""
+    found = tuple(folder / name for name in (ONNX, ONNX_FP16, ONNX_INT8) if (folder / name).exists())
+    return found or (folder / ONNX,)

@@ -116,9 +116,9 @@ def test_a_plot_without_matplotlib_is_an_error_before_anything_is_measured(tmp_p
 
 
 def test_all_onnx_files_of_the_folder_are_measured_by_default(artifacts, tmp_path):
-    found = {path.name for path in cli._find_models(artifacts)}
+    found = {path.name for path in cli.find_onnx_files(artifacts)}
     assert found == {path.name for path in artifacts.glob("*.onnx")}
-    assert cli._find_models(tmp_path) == (tmp_path / "model.onnx",)
+    assert cli.find_onnx_files(tmp_path) == (tmp_path / "model.onnx",)
 
 
 def test_a_process_that_crashes_is_a_bug():

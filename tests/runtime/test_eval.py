@@ -244,7 +244,7 @@ def test_the_models_of_the_artifacts_folder_are_compared_by_default(few, artifac
     assert code == 0
     assert re.search(r"model\.onnx +model\.fp16\.onnx +model\.int8\.onnx", out)
     assert "model.fp16.onnx against" in out
-    assert cli._find_models(Path("none")) == (Path("none/model.onnx"),)
+    assert cli.find_onnx_files(Path("none")) == (Path("none/model.onnx"),)
 
 
 def test_results_can_be_written_to_a_file(few, model, tmp_path):

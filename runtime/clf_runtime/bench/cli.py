@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from clf_runtime import __version__
-from clf_runtime.artifacts import ONNX, ONNX_FP16, ONNX_INT8
+from clf_runtime.artifacts import find_onnx_files
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import EXIT_OK
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 
 @click.command(
@@ -88,7 +88,7 @@ def command(
 
         plotting.check_target(Path(plot))
     options = measure.BenchOptions(
-        models=tuple(map(Path, models)) or _find_models(Path(artifacts)),
+        models=tuple(map(Path, models)) or find_onnx_files(Path(artifacts)),
         images=images,
         recursive=recursive,
         device=device,
@@ -110,11 +110,6 @@ def command(
 def main() -> NoReturn:
     """Run the command; the entry point."""
     execute(command)
-
-
-def _find_models(folder: Path) -> tuple[Path, ...]:
-    found = tuple(folder / name for name in (ONNX, ONNX_FP16, ONNX_INT8) if (folder / name).exists())
-    return found or (folder / ONNX,)  # the error of the missing file says what to do
 
 
 def _show_progress(message: str) -> None:

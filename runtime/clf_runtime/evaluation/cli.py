@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 import click
 
 from clf_runtime import __version__
-from clf_runtime.artifacts import ONNX, ONNX_FP16, ONNX_INT8
+from clf_runtime.artifacts import find_onnx_files
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import EXIT_INVALID, EXIT_OK, EXIT_SOME_FAILED
 
@@ -108,7 +108,7 @@ def command(
     if target is not None and target == page:
         raise click.UsageError("--output and --html name the same file.")
     options = EvalOptions(
-        models=tuple(map(Path, models)) or _find_models(Path(artifacts)),
+        models=tuple(map(Path, models)) or find_onnx_files(Path(artifacts)),
         data=Path(data),
         columns=Columns(image_column, label_column, split_column),
         split=cast("SplitChoice | None", split),
@@ -128,11 +128,6 @@ def command(
 def main() -> NoReturn:
     """Run the command; the entry point."""
     execute(command)
-
-
-def _find_models(folder: Path) -> tuple[Path, ...]:
-    found = tuple(folder / name for name in (ONNX, ONNX_FP16, ONNX_INT8) if (folder / name).exists())
-    return found or (folder / ONNX,)  # the error of the missing file says what to do
 
 
 def _evaluate(options: EvalOptions) -> Evaluation:

@@ -78,15 +78,15 @@ def start_from_probe(model: EfficientNetLite, loaded: LoadedDataset, predictor: 
     features, targets = torch.from_numpy(train), torch.from_numpy(train_targets)
     candidates = _L2 if len(validation_targets) and train.size * classes <= _MAX_WORK else (_DEFAULT_L2,)
     probes = [fit_probe(features, targets, classes, l2) for l2 in candidates]
-    held_out = torch.from_numpy(validation), torch.from_numpy(validation_targets)
-    losses = [_compute_loss(probe, *held_out) for probe in probes]
+    unseen = torch.from_numpy(validation), torch.from_numpy(validation_targets)
+    losses = [_compute_loss(probe, *unseen) for probe in probes]
     best = losses.index(min(losses))
     model.set_head(probes[best].weight, probes[best].bias)
     return ProbeStart(
         ImageFeatures(train, validation, test),
         candidates[best],
         has_validation=len(validation_targets) > 0,
-        validation_accuracy=_compute_accuracy(probes[best], *held_out),
+        validation_accuracy=_compute_accuracy(probes[best], *unseen),
         validation_loss=losses[best],
         state={name: value.clone() for name, value in model.state_dict().items()},
     )

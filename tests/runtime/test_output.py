@@ -215,7 +215,10 @@ def test_a_different_run_cannot_be_resumed(run, folder, arguments, message):
     assert done.code == 3
     assert message in done.error
     assert "leave out --resume to start over" in done.error
-    assert (folder / "answers.partial").read_bytes() == partial
+    # The kill may come between a result and its checkpoint: opening the journal removes that one result.
+    kept = (folder / "answers.partial").read_bytes()
+    assert partial.startswith(kept)
+    assert kept.count(b"\n") >= max(1, partial.count(b"\n") - 1)
 
 
 def test_a_run_in_another_folder_cannot_be_resumed(run, folder):

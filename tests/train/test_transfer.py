@@ -119,6 +119,15 @@ def test_the_two_parts_compute_what_the_network_computes(network):
         assert torch.allclose(network._fc(features), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(64, 64, 3), (63, 50, 3), (96, 33, 3)])
+def test_inference_without_padded_copies_computes_the_same_at_any_size(shape):
+    torch.manual_seed(0)
+    network = efficientnet_lite0(shape, 3).eval()
+    images = torch.rand(2, 3, *shape[:2])
+    with torch.no_grad():
+        assert torch.allclose(FeatureExtractor(network)(images), network.compute_features(images), atol=1e-5)
+
+
 def test_training_changes_the_last_blocks_and_no_running_mean(network):
     model, trainer = create_trainer(network)
     while not trainer.is_done:

@@ -73,7 +73,7 @@ class EfficientNetLite(nn.Module):
 
     def run_stem(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to the input of the first block."""
-        return F.relu6(self._bn0(self._conv_stem(images)))
+        return F.relu6(self._bn0(self._conv_stem(images)), inplace=True)
 
     def run_blocks(self, activations: Tensor, first: int, end: int) -> Tensor:
         """Map the input of block `first` to the input of block `end`."""
@@ -100,7 +100,7 @@ class EfficientNetLite(nn.Module):
         self._fc.bias.data.copy_(bias)
 
     def _pool(self, activations: Tensor) -> Tensor:
-        return F.relu6(self._bn1(self._conv_head(activations))).mean((2, 3))
+        return F.relu6(self._bn1(self._conv_head(activations)), inplace=True).mean((2, 3))
 
 
 class InvertedResidual(nn.Module):
@@ -123,8 +123,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        hidden = F.relu6(self._bn0(self._expand_conv(features))) if self._expands else features
-        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)))
+        hidden = F.relu6(self._bn0(self._expand_conv(features)), inplace=True) if self._expands else features
+        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)), inplace=True)
         projected: Tensor = self._bn2(self._project_conv(hidden))
         return features + projected if self._adds_input else projected
 
@@ -142,12 +142,25 @@ class SamePadConv2d(nn.Conv2d):
         rows, columns = (max((math.ceil(n / stride) - 1) * stride + kernel_size - n, 0) for n in size)
         # The convolution itself pads the same at the beginning and the end, without a copy of the features; the rest is
         # added here. F.pad counts from the last axis on: left, right, top, bottom.
-        self.padding = (rows // 2, columns // 2)
+        self._at_start = rows // 2, columns // 2
+        self.padding = self._at_start
         self._at_end = (0, columns % 2, 0, rows % 2)
+        # Pads more instead, and leaves the first outputs out: faster where no batch normalization follows, since only
+        # outputs are copied. For inference in PyTorch; onnxruntime makes F.pad a part of the convolution.
+        self.crops_output = False
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
-        return super().forward(F.pad(features, self._at_end) if any(self._at_end) else features)
+        if not any(self._at_end):
+            return super().forward(features)
+        if not self.crops_output:
+            return super().forward(F.pad(features, self._at_end))
+        # One stride more at the beginning is one output more there.
+        (top, left), (down, right) = self._at_start, self.stride
+        padding = (top + down, left + right)
+        outputs = F.conv2d(features, self.weight, self.bias, self.stride, padding, groups=self.groups)
+        height, width = math.ceil(features.shape[2] / down), math.ceil(features.shape[3] / right)
+        return outputs[:, :, 1 : height + 1, 1 : width + 1]
 
 
 def _create_norm(channels: int) -> nn.BatchNorm2d:

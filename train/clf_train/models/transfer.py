@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from clf_train.models.efficientnet_lite import EfficientNetLite
+from clf_train.models.efficientnet_lite import EfficientNetLite, SamePadConv2d
 from clf_train.models.folding import fold_batch_norm
 
 
@@ -104,4 +104,7 @@ class _FeatureLayers(nn.Module):
 
 def _copy_for_inference(layers: nn.Module) -> nn.Module:
     copied = fold_batch_norm(copy.deepcopy(layers).eval().requires_grad_(False))
+    for layer in copied.modules():
+        if isinstance(layer, SamePadConv2d):
+            layer.crops_output = True
     return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return,unused-ignore]

@@ -16,8 +16,10 @@ from clf_train.data.cache import full_shard
 from clf_train.data.dataset import FileImageSet, ImageRoot
 from clf_train.data.folder import ImageProperties, survey_images
 from clf_train.engine.budget import DEPTHS, MAX_EPOCHS, fit_to_budget, restore_recipe
+from clf_train.engine.features import ImageFeatures
 from clf_train.engine.probe import fit_probe
 from clf_train.engine.trainer import Trainer, TrainerOptions
+from clf_train.engine.transfer import ProbeStart
 from clf_train.models.efficientnet_lite import efficientnet_lite0
 from clf_train.models.transfer import FeatureExtractor, FrozenBlocks, TrainedBlocks
 from clf_train.progress import Progress
@@ -208,7 +210,7 @@ def test_a_folder_of_photos_becomes_a_good_model_and_interrupted_training_resume
     whole = train(config(), tmp_path / "whole", Progress())
     output = capsys.readouterr().err
     assert "chosen for 70-pixel photos, from ImageNet weights" in output
-    assert "starts as a linear probe of its features: validation accuracy 100.0%" in output
+    assert "a linear probe of its features has a validation accuracy of 100.0%" in output
     assert "training 2 epochs: about" in output
     assert whole.spec.metrics.accuracy == 1
     with pytest.raises(KeyboardInterrupt):
@@ -225,6 +227,16 @@ def test_a_budget_that_is_spent_leaves_the_linear_probe(photos, tmp_path, capsys
     assert result.spec.provenance.epochs == 0
     assert result.spec.metrics.accuracy == 1
     assert "epoch" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("epochs", "is_fresh"), [(2.9, False), (3.0, True)])
+def test_only_training_of_enough_epochs_starts_from_a_fresh_head(network, epochs, is_fresh):
+    model, _ = create_trainer(network)
+    none, head = np.empty((0, 1280), np.float32), model.copy_head()
+    start = ProbeStart(ImageFeatures(none, none, none), 0.1, False, 0.0, 0.0, {}, head)
+    model.set_head(torch.ones_like(head[0]), torch.ones_like(head[1]))
+    start.prepare_fine_tuning(model, epochs)
+    assert torch.equal(model.copy_head()[0], head[0]) == is_fresh
 
 
 def create_trainer(network):

@@ -135,6 +135,8 @@ def _train(
     model, start = _start(config, inputs, workplace)
     inputs = dataclasses.replace(inputs, plan=_fit_plan(config, inputs, workplace, model))
     plan = inputs.plan
+    if start is not None:
+        start.prepare_fine_tuning(model, plan.recipe.epochs)
     trainer = _create_trainer(config, inputs, workplace, model)
     warnings = _run(config, inputs, workplace, trainer, tensorboard)
     if start is not None:
@@ -167,7 +169,7 @@ def _train(
 
 
 def _start(config: TrainConfig, inputs: TrainInputs, workplace: Workplace) -> tuple[nn.Module, ProbeStart | None]:
-    """Build the network; a pretrained one that is trained in part starts as a linear probe."""
+    """Build the network; fit a linear probe of a pretrained one that is trained in part."""
     plan, loaded, callbacks = inputs.plan, inputs.loaded, workplace.callbacks
     callbacks.on_message(inputs.summary)
     torch.manual_seed(config.source.seed)

@@ -94,6 +94,10 @@ class EfficientNetLite(nn.Module):
         """Return the layers from block `first` on."""
         return [*self._blocks[first:], self._conv_head, self._bn1, self._dropout, self._fc]
 
+    def copy_head(self) -> tuple[Tensor, Tensor]:
+        """Return a copy of the weight (classes, 1280) and the bias (classes,) of the last layer."""
+        return self._fc.weight.detach().clone(), self._fc.bias.detach().clone()
+
     def set_head(self, weight: Tensor, bias: Tensor) -> None:
         """Replace the weights (classes, 1280) and the bias (classes,) of the last layer."""
         self._fc.weight.data.copy_(weight)

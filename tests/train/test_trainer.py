@@ -123,6 +123,23 @@ def test_mirroring_and_shifting_move_whole_pixels():
     torch.testing.assert_close(augmented[1], images[1].flip(2))
 
 
+def test_color_jitter_varies_brightness_contrast_and_saturation():
+    recipe = Recipe(1, 1, 0.1, color_jitter=0.5)
+    gray, red = torch.full((3, 4, 4), 0.5), torch.tensor([0.6, 0.3, 0.3])[:, None, None].expand(3, 4, 4)
+    draws = torch.zeros(4, 10)
+    draws[1, 7], draws[2, 8], draws[3, 9] = 1, -1, -1
+    ramp = torch.linspace(0, 1, 16).view(4, 4).expand(3, 4, 4)
+    bright, flat, dull = augment(torch.stack([ramp, gray, ramp, red]), draws, recipe)[1:]
+    torch.testing.assert_close(bright, gray * 1.5)
+    torch.testing.assert_close(flat, (ramp + 0.5) / 2)
+    torch.testing.assert_close(dull[:, 0, 0], torch.tensor([0.5, 0.35, 0.35]))
+
+
+def test_draws_for_colors_leave_the_other_draws_as_they_were():
+    draws = draw_augmentation(20, create_epoch_generator(3, 5))
+    assert torch.equal(draws[:, :7], torch.rand(20, 7, generator=create_epoch_generator(3, 5)) * 2 - 1)
+
+
 def test_inversion_inverts_half_of_the_images():
     images = torch.zeros(1000, 1, 2, 2)
     draws = draw_augmentation(1000, create_epoch_generator(0, 0))

@@ -30,6 +30,7 @@ class Recipe:
     shift: float = 0.0  # share of the size
     crop: float = 1.0  # the smallest share of the area that a random crop keeps; replaces scale, shear and shift
     crop_side: int | None = None  # pixels of a random crop per side; None for the input's size
+    color_jitter: float = 0.0  # share of the brightness, the contrast and the saturation
     mirror: bool = False  # left and right are interchangeable
     invert: bool = False  # dark on light and light on dark are interchangeable
 
@@ -69,8 +70,9 @@ def choose_recipe(name: str, images: int, color: Color) -> Recipe:
     )
 
 
-# Steps of the fine-tuning times the batch size: about four minutes on 2 cores.
-_PHOTOS_SEEN = 16_000
+# Steps of the fine-tuning times the batch size: about four minutes on 2 cores. Of 648 clothing photos, 92.6 % are
+# recognized after 8 epochs of 2,761; after 4, without color jitter and with crops from half the area, 91.8 and 91.4 %.
+_PHOTOS_SEEN = 20_000
 _MIN_EPOCHS_OF_PHOTOS, _MAX_EPOCHS_OF_PHOTOS = 3, 20
 _STRIDE = 32  # of a network for photos: its padding is the same for all sizes that are multiples of it
 
@@ -92,7 +94,8 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess) -> Recipe:
         weight_decay=0.05,
         averaging=0.99,
         first_block=9,
-        crop=0.5,
+        crop=0.35,
+        color_jitter=0.3,
         crop_side=preprocess.height - _STRIDE if fits else None,
         mirror=True,
     )

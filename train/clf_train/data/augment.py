@@ -6,6 +6,7 @@ What happens to an image depends only on (seed, epoch, index): neither on its ba
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 from clf_train.recipe import Recipe
 
 _DRAWS = 7  # rotation, scale, shear, shift x, shift y, mirror, invert
+_COLOR_DRAWS = 3  # brightness, contrast, saturation; drawn after the others, which were there first
 _MAX_CROP_ASPECT = 4 / 3
 
 
@@ -23,12 +25,12 @@ def create_epoch_generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def draw_augmentation(images: int, generator: torch.Generator) -> Tensor:
-    """Draw numbers for every image, by index: float32 (N, 7), uniform in -1..1."""
-    return torch.rand(images, _DRAWS, generator=generator) * 2 - 1
+    """Draw numbers for every image, by index: float32 (N, 10), uniform in -1..1."""
+    return torch.cat([torch.rand(images, count, generator=generator) for count in (_DRAWS, _COLOR_DRAWS)], 1) * 2 - 1
 
 
 def draw_epoch(seed: int, epoch: int, images: int) -> tuple[Tensor, Tensor]:
-    """Return the permutation (N,) of the images in an epoch, and the draws (N, 7) of each image, by index."""
+    """Return the permutation (N,) of the images in an epoch, and the draws (N, 10) of each image, by index."""
     generator = create_epoch_generator(seed, epoch)
     return torch.randperm(images, generator=generator), draw_augmentation(images, generator)
 
@@ -38,19 +40,21 @@ def augment(images: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
 
     Args:
         images: float32 (N, C, H, W) in 0..1.
-        draws: float32 (N, 7) in -1..1.
+        draws: float32 (N, 10) in -1..1.
         recipe: the ranges.
 
     Returns:
         The transformed images, in the same shape, or of `recipe.crop_side`.
     """
-    rotation, scale, shear, shift_x, shift_y, mirror, invert = draws.unbind(1)
+    rotation, scale, shear, shift_x, shift_y, mirror, invert, *color = draws.unbind(1)
     if recipe.crop < 1:
         images = _crop(images, (scale, shear, shift_x, shift_y, mirror), recipe)
     elif recipe.rotation or recipe.scale or recipe.shear:
         images = _apply_affine(images, (rotation, scale, shear, shift_x, shift_y, mirror), recipe)
     elif recipe.shift or recipe.mirror:
         images = _shift_and_mirror(images, (shift_x, shift_y, mirror), recipe)
+    if recipe.color_jitter:
+        images = _vary_color(images, color, recipe.color_jitter)
     if recipe.invert:
         images = torch.where((invert < 0)[:, None, None, None], 1 - images, images)
     return images
@@ -97,6 +101,14 @@ def _crop(images: Tensor, draws: tuple[Tensor, ...], recipe: Recipe) -> Tensor:
     ]
     size = None if recipe.crop_side is None else (recipe.crop_side, recipe.crop_side)
     return _resample(images, torch.stack(rows, dim=1), size)
+
+
+def _vary_color(images: Tensor, draws: Sequence[Tensor], share: float) -> Tensor:
+    """Change the brightness, the contrast and the saturation of each image."""
+    brightness, contrast, saturation = (1 + share * draw[:, None, None, None] for draw in draws)
+    images = images * contrast + images.mean((1, 2, 3), keepdim=True) * (brightness - contrast)
+    gray = images.mean(1, keepdim=True)
+    return torch.lerp(gray, images, saturation).clamp(0, 1)
 
 
 def _resample(images: Tensor, transforms: Tensor, size: tuple[int, int] | None = None) -> Tensor:

@@ -23,7 +23,7 @@ class Batch:
 
     pixels: Tensor  # (n, H, W, C) uint8
     targets: Tensor  # (n,)
-    draws: Tensor  # (n, 7) float32 in -1..1, for the augmentation
+    draws: Tensor  # (n, 10) float32 in -1..1, for the augmentation
 
 
 class BatchLoader:

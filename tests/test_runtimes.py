@@ -7,15 +7,18 @@ OpenVINO through its own API, and onnxruntime-web, which browsers run.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import create_environment, run_checked, run_command
+from tracing import Trace, create_traced_environment
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.diagnostics.selftest import SelfTest
@@ -38,6 +41,14 @@ classifier = Classifier.load(sys.argv[1], device="cpu")
 cases = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], "").cases
 pixels = np.stack([pixels_from_image(case.image, classifier.spec.preprocess) for case in cases])
 json.dump(classifier.run(pixels)[0].tolist(), sys.stdout)
+"""
+
+# Classify an image, and stay until stdin ends.
+WAIT = """
+import sys
+from clf_runtime import Classifier
+Classifier.load(sys.argv[1]).predict(sys.argv[2])
+sys.stdin.read()
 """
 
 # Print the logits of a model for a file of pixels. Arguments: model, pixels, shape.
@@ -107,6 +118,54 @@ def test_every_onnxruntime_gives_the_verified_answers_of_a_mobilenet(release, wh
     device = create_device(release, wheel, tmp_path)
     for name in FILES:
         compare_answers(device, mobilenet / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [OLDEST, "newest"])
+def test_no_process_connects_anywhere_or_writes_a_file_within_20_seconds(release, wheel, artifacts, tmp_path):
+    device = create_device(release, wheel, tmp_path)
+    environment = os.environ | create_traced_environment(tmp_path)
+    del environment["ORT_DISABLE_TELEMETRY"]  # this process has it from importing clf_runtime
+    model, image = artifacts / "model.onnx", next((artifacts / "samples").iterdir())
+    commands = {
+        "run": (device / "clf-run", "@-", "--model", model),
+        "script": (device / "python", "-c", WAIT, model, image),
+        "bench": (device / "clf-bench", "--model", model, "--rounds", 1, "--seconds", 4),
+    }
+    traces = {name: Trace(tmp_path / f"{name}.trace") for name in commands}
+    started = [
+        subprocess.Popen([*map(str, (*traces[name].prefix, *command))], stdin=subprocess.PIPE, env=environment)
+        for name, command in commands.items()
+    ]
+    started[0].stdin.write(f"{image}\n".encode())
+    started[0].stdin.flush()
+    # onnxruntime looks its host up after 10 seconds.
+    with pytest.raises(subprocess.TimeoutExpired):
+        started[0].wait(20)
+    for process in started:
+        process.communicate()
+    assert [process.returncode for process in started] == [0, 0, 0]
+    check_traces(traces.values(), tmp_path)
+
+
+@pytest.mark.slow
+def test_an_export_connects_nowhere_and_writes_only_its_folder(artifacts, tmp_path):
+    environment = create_traced_environment(tmp_path)
+    shutil.copytree(artifacts, tmp_path / "artifacts")
+    trace = Trace(tmp_path / "trace")
+    everything = ("-f", "onnx", "-f", "pt2", "-p", "fp32", "-p", "int8", "--overwrite")
+    done = run_command("clf-export", *everything, cwd=tmp_path, prefix=trace.prefix, **environment)
+    assert done.code == 0, done.err
+    check_traces([trace], tmp_path)
+
+
+def check_traces(traces: Iterable[Trace], folder: Path) -> None:
+    """Fail if a traced process connected anywhere, or wrote outside its own folders."""
+    allowed = (folder / "temporary", folder / "artifacts")
+    for trace in traces:
+        assert trace.connections() == []
+        assert [path for path in trace.written() if not any(map(path.is_relative_to, allowed))] == []
+    assert list((folder / "home").iterdir()) == []
 
 
 def create_device(release: str, wheel: Path, folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Run an exported image classifier: images in, labels out. Needs numpy, Pillow and onnxruntime.
 
-The public names are resolved on first use, so importing the package costs nothing.
+The public names are resolved on first use, so importing the package costs nothing. It switches the telemetry of
+onnxruntime off, unless the environment variable `ORT_DISABLE_TELEMETRY` is set already.
 
 Examples:
     >>> from clf_runtime import Classifier  # doctest: +SKIP
@@ -10,6 +11,7 @@ Examples:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
     from clf_runtime.spec import ModelSpec as ModelSpec
 
 __version__ = "0.2.0"
+
+# onnxruntime 1.31 and later write to ~/.cache/Microsoft and look up a host of Microsoft, unless this is in the
+# environment before they are imported. Set here: this precedes every import of onnxruntime, and processes inherit it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Public name → the module that defines it.
 _MODULES = {

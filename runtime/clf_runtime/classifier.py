@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clf_runtime import onnx_file
-from clf_runtime.errors import ImageError, InvalidModelError
+from clf_runtime.errors import ImageError, InvalidModelError, ModelChangedError
 from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.pipeline import run_pipeline
@@ -24,6 +24,7 @@ from clf_runtime.spec import ModelSpec
 
 # From 8 images per batch on, MobileNetV3-small and ResNet-18 do not get faster.
 BATCH_SIZE = 8
+_ATTEMPTS = 3  # to open a model that is being replaced
 
 
 class Ranking(NamedTuple):
@@ -102,9 +103,16 @@ class Classifier:
             >>> fast = Classifier.load("model.onnx", threads=4, workers=4)  # doctest: +SKIP
             >>> on_gpu = Classifier.load("model.onnx", device="cuda:0")  # doctest: +SKIP
         """
-        file = onnx_file.read(Path(model))
         threads = max(1, usable_cores() if threads is None else threads)
-        session = Session(file, device, max(1, threads // workers))
+        for attempt in range(1, _ATTEMPTS + 1):
+            file = onnx_file.read(Path(model))
+            try:
+                session = Session(file, device, max(1, threads // workers))
+                break
+            except ModelChangedError:
+                # Replaced between its digest and its opening, as by an update of the device.
+                if attempt == _ATTEMPTS:
+                    raise
         _check_graph_matches_spec(file, session)
         return cls(file, session, workers)
 

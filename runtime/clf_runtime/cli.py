@@ -172,9 +172,8 @@ def _print_self_test(path: Path, output_format: str, device: str, threads: int |
         click.echo(f"{path}: {result}")
     else:
         import json
-        from dataclasses import asdict
 
-        click.echo(json.dumps({"path": str(path), "passed": result.passed, **asdict(result)}))
+        click.echo(json.dumps({"path": str(path), **result.to_dict()}))
     return EXIT_OK if result.passed else EXIT_INVALID
 
 

@@ -39,6 +39,10 @@ class InvalidModelError(ClfError, ValueError):
     exit_code = EXIT_INVALID
 
 
+class ModelChangedError(InvalidModelError):
+    """The model file was replaced or changed while it was opened. Exit code 3; the next attempt can succeed."""
+
+
 class DataError(ClfError, ValueError):
     """The data cannot be used, or is not the data that an earlier step used. Exit code 3."""
 

@@ -8,6 +8,7 @@ numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import re
@@ -17,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-from clf_runtime.errors import InvalidModelError
+from clf_runtime.errors import InvalidModelError, ModelChangedError
 from clf_runtime.protobuf import Buffer, ProtobufError, encode_field, read_fields
 from clf_runtime.spec import ModelSpec
 
@@ -28,15 +29,23 @@ SELFTEST_KEY = "clf.selftest"
 PARITY_KEY = "clf.parity"
 DIGEST_KEY = "clf.sha256"
 
-_MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA = 1, 7, 8, 14
-_PARTS_WITH_TENSORS = ((_MODEL_GRAPH, "graph"), (20, "training"), (25, "function"))
+_MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET, _MODEL_METADATA, _MODEL_FUNCTION = 1, 7, 8, 14, 25
+_FUNCTION_OPSET = 9
+_PARTS_WITH_TENSORS = {_MODEL_GRAPH: "graph", 20: "training", _MODEL_FUNCTION: "function"}
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_TENSOR_EXTERNAL_DATA = 13
+_TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _PIECE_BYTES = 1 << 20
+
+# A file of clf-export has about 10 fields at the top, and messages in messages 20 deep; protobuf reads 100 deep.
+_MAX_FIELDS = 10_000
+_MAX_DEPTH = 100
 
 # Loading OpenSSL takes 4.7 ms and 3.6 MB, and saves 3.5 ms per MB.
 _WITHOUT_OPENSSL_BYTES = 1_300_000
+
+# What the system says of a path that cannot be read like a file: a loop of links, files of /proc and /sys.
+_NOT_A_FILE_ERRNOS = frozenset((errno.ELOOP, errno.EINVAL, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP, errno.ESPIPE))
 
 # With ORT_LOAD_CONFIG_FROM_MODEL=1 in the environment, onnxruntime reads session options from here, over ours.
 _SESSION_OPTIONS_KEY = "ort_config"
@@ -72,6 +81,7 @@ class OnnxFile:
         opset: The version of the standard operators.
         metadata: Key → value of all metadata.
         spec: The spec, parsed from the metadata.
+        identity: Which content of the file this is, as far as the file system tells.
     """
 
     path: Path
@@ -81,6 +91,19 @@ class OnnxFile:
     opset: int
     metadata: Mapping[str, str] = field(repr=False)
     spec: ModelSpec = field(repr=False)
+    identity: tuple[int, ...] = field(repr=False)
+
+    def check_unchanged(self) -> None:
+        """Raise ModelChangedError if the path leads to other content than the one that was verified.
+
+        No second digest: whoever replaces or writes a file changes its inode or the time of its last change.
+        """
+        try:
+            identity = _identify(self.path.stat())
+        except OSError:
+            identity = ()
+        if identity != self.identity:
+            raise ModelChangedError(f"{self.path}: it was replaced or changed while it was opened; try again")
 
     @property
     def oldest_runtime(self) -> str | None:
@@ -131,21 +154,31 @@ def read(path: Path) -> OnnxFile:
         OSError: The file cannot be read.
     """
     try:
-        is_file = stat.S_ISREG(path.stat().st_mode)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InvalidModelError(f"{path}: not a file; expected an ONNX file from clf-export")
+        with path.open("rb") as file:
+            identity = _identify(os.fstat(file.fileno()))
+            size = file.seek(0, os.SEEK_END)
+            if size == 0:
+                raise InvalidModelError(f"{path}: the file is empty; export it again")
+            sha256 = _verify_digest(path, file, size)
+            # Not closed explicitly: the traceback of an error still holds slices of it, and frees it with the last one.
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise InvalidModelError(
             f"{path}: model not found; create it with clf-export, or name another one with --model"
         ) from None
-    if not is_file:
-        raise InvalidModelError(f"{path}: not a file; expected an ONNX file from clf-export")
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size == 0:
-            raise InvalidModelError(f"{path}: the file is empty; export it again")
-        sha256 = _verify_digest(path, file, size)
-        # Not closed explicitly: the traceback of an error still holds slices of it. It is freed with the last of them.
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _parse(path, memoryview(content), sha256)
+    except OSError as error:
+        if error.errno not in _NOT_A_FILE_ERRNOS:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        raise InvalidModelError(f"{path}: not a file ({reason}); expected an ONNX file from clf-export") from None
+    return _parse(path, memoryview(content), _Verified(sha256, identity))
+
+
+def _identify(status: os.stat_result) -> tuple[int, ...]:
+    """Return what changes with the content of a file, and with the file behind a path."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _verify_digest(path: Path, file: BinaryIO, size: int) -> str | None:
@@ -179,38 +212,95 @@ def _new_sha256(size_bytes: int) -> Any:
     return hashlib.sha256()
 
 
-def _parse(path: Path, content: memoryview, sha256: str | None) -> OnnxFile:
+class _Verified(NamedTuple):
+    """The digest of a file, None if it has none, and the identity of the file that has it."""
+
+    sha256: str | None
+    identity: tuple[int, ...]
+
+
+class Header(NamedTuple):
+    """What surrounds the graph of an ONNX file.
+
+    Attributes:
+        ir_version: The version of ONNX's intermediate representation.
+        opsets: Domain of operators → version; those of the functions in the file, too.
+        metadata: Key → value of all metadata.
+        is_external: Whether a tensor anywhere stores its values in another file.
+    """
+
+    ir_version: int
+    opsets: Mapping[str, int]
+    metadata: Mapping[str, str]
+    is_external: bool
+
+
+def read_header(content: Buffer) -> Header:
+    """Read everything but the graph itself, as protobuf would, in linear time and bounded memory.
+
+    Raises:
+        ProtobufError: The content is not an ONNX file, or one that no exporter writes.
+        UnicodeDecodeError: A text is not UTF-8.
+    """
+    ir_version, has_graph, is_external = 0, False, False
+    opsets: dict[str, int] = {}
+    metadata: dict[str, str] = {}
+    for count, (number, value) in enumerate(read_fields(content)):
+        if count == _MAX_FIELDS:
+            raise ProtobufError(f"it has more than {_MAX_FIELDS} fields")
+        if isinstance(value, int):
+            ir_version = value if number == _MODEL_IR_VERSION else ir_version
+            continue
+        if number == _MODEL_OPSET:
+            opsets.update([_parse_opset(value)])
+        elif number == _MODEL_METADATA:
+            key, text = _parse_entry(value)
+            if key in metadata:
+                raise ProtobufError(f"its metadata has {key!r} twice")
+            metadata[key] = text
+        elif number in _PARTS_WITH_TENSORS:
+            has_graph |= number == _MODEL_GRAPH
+            is_external |= _has_external_data(value, _PARTS_WITH_TENSORS[number], _MAX_DEPTH)
+        if number == _MODEL_FUNCTION:
+            opsets = dict(_parse_opset(opset) for opset in _messages(value, _FUNCTION_OPSET)) | opsets
+    if not has_graph or not ir_version:
+        raise ProtobufError("it has no graph or no version")
+    return Header(ir_version, opsets, metadata, is_external)
+
+
+def _parse(path: Path, content: memoryview, verified: _Verified) -> OnnxFile:
     try:
-        parts = list(read_fields(content))
-        ir_version = next((value for number, value in parts if number == _MODEL_IR_VERSION), 0)
-        opsets = dict(_parse_opset(value) for value in _messages(parts, _MODEL_OPSET))
-        metadata = dict(_parse_entry(value) for value in _messages(parts, _MODEL_METADATA))
-        graphs = _messages(parts, _MODEL_GRAPH)
-        is_external = any(
-            _has_external_data(value, kind)
-            for number, kind in _PARTS_WITH_TENSORS
-            for value in _messages(parts, number)
-        )
-    except (ProtobufError, UnicodeDecodeError, RecursionError):
-        ir_version, graphs = 0, []
-    if not graphs or not isinstance(ir_version, int) or not ir_version:
-        raise InvalidModelError(f"{path}: not an ONNX file; expected one from clf-export{_hint(content)}")
+        header = read_header(content)
+    except (ProtobufError, UnicodeDecodeError) as error:
+        raise InvalidModelError(
+            f"{path}: not an ONNX file ({error}); expected one from clf-export{_hint(content)}"
+        ) from None
+    metadata = header.metadata
     if SPEC_KEY not in metadata:
         raise InvalidModelError(
             f"{path}: no {SPEC_KEY} in its metadata, so its labels and its preprocessing are unknown; "
             "export it with clf-export"
         )
-    if sha256 is None:
+    if verified.sha256 is None:
         raise InvalidModelError(
             f"{path}: its last {FOOTER_BYTES} bytes are not the expected digest "
             "(truncated, or rewritten by another tool); copy it again or export it again"
         )
-    if is_external:
+    if header.is_external:
         # The digest does not cover them, and a path in a file may lead anywhere.
         raise InvalidModelError(f"{path}: its weights are in other files, expected a single file; export it again")
-    _check_runs_no_foreign_code(path, metadata, opsets)
+    _check_runs_no_foreign_code(path, metadata, header.opsets)
     spec = ModelSpec.from_json(metadata[SPEC_KEY], str(path))
-    return OnnxFile(path, len(content), sha256, ir_version, opsets.get("", 0), metadata, spec)
+    return OnnxFile(
+        path=path,
+        size_bytes=len(content),
+        sha256=verified.sha256,
+        ir_version=header.ir_version,
+        opset=header.opsets.get("", 0),
+        metadata=metadata,
+        spec=spec,
+        identity=verified.identity,
+    )
 
 
 def _check_runs_no_foreign_code(path: Path, metadata: Mapping[str, str], opsets: Mapping[str, int]) -> None:
@@ -223,23 +313,29 @@ def _check_runs_no_foreign_code(path: Path, metadata: Mapping[str, str], opsets:
         )
 
 
-def _messages(parts: list[tuple[int, Buffer | int]], wanted: int) -> list[Buffer]:
-    return [value for number, value in parts if number == wanted and not isinstance(value, int)]
+def _messages(message: Buffer, wanted: int) -> list[Buffer]:
+    return [value for number, value in read_fields(message) if number == wanted and not isinstance(value, int)]
 
 
 def _parse_opset(message: Buffer) -> tuple[str, int]:
     domain, version = "", 0
     for number, value in read_fields(message):
         if number == _OPSET_DOMAIN and not isinstance(value, int):
-            domain = _DEFAULT_DOMAIN.get(bytes(value).decode(), bytes(value).decode())
+            domain = bytes(value).decode()
+            domain = _DEFAULT_DOMAIN.get(domain, domain)
         elif number == _OPSET_VERSION and isinstance(value, int):
             version = value
     return domain, version
 
 
 def _parse_entry(message: Buffer) -> tuple[str, str]:
-    texts = {number: bytes(value).decode() for number, value in read_fields(message) if not isinstance(value, int)}
-    return texts.get(_ENTRY_KEY, ""), texts.get(_ENTRY_VALUE, "")
+    wanted = (_ENTRY_KEY, _ENTRY_VALUE)
+    # Decoded last: of a field that is repeated, the last one counts.
+    fields = {
+        number: value for number, value in read_fields(message) if number in wanted and not isinstance(value, int)
+    }
+    key, value = (bytes(fields.get(number, b"")).decode() for number in wanted)
+    return key, value
 
 
 # Which fields of a message lead to a TensorProto: {kind of message: {field number: kind of the message in it}}.
@@ -253,13 +349,18 @@ _NESTED = {
 }
 
 
-def _has_external_data(message: Buffer, kind: str) -> bool:
+def _has_external_data(message: Buffer, kind: str, depth: int) -> bool:
     """Return whether any tensor in the message stores its values in another file."""
     if kind == "tensor":
-        return any(number == _TENSOR_EXTERNAL_DATA for number, _ in read_fields(message))
+        return any(
+            number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value != 0)
+            for number, value in read_fields(message)
+        )
+    if depth == 0:
+        raise ProtobufError(f"its messages are nested more than {_MAX_DEPTH} deep")
     nested = _NESTED[kind]
     return any(
-        _has_external_data(value, nested[number])
+        _has_external_data(value, nested[number], depth - 1)
         for number, value in read_fields(message)
         if number in nested and not isinstance(value, int)
     )

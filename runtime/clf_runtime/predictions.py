@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,13 +67,16 @@ class Prediction:
         return self if self.score >= threshold else replace(self, label=UNKNOWN, index=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record that the formats jsonl and json contain, with scores rounded to 6 digits."""
+        """Return the record that the formats jsonl and json contain, with scores rounded to 6 digits.
+
+        A score that is not a number, because the graph computed NaN, is None: JSON has no NaN.
+        """
         return {
             "path": self.path,
             "label": self.label,
             "index": self.index,
-            "score": round(self.score, 6),
-            "top": [{"label": row.label, "score": round(row.score, 6)} for row in self.top],
+            "score": _json_number(self.score),
+            "top": [{"label": row.label, "score": _json_number(row.score)} for row in self.top],
             "provider": self.provider,
         }
 
@@ -169,6 +173,10 @@ class CsvFormatter(TextFormatter):
 
 # Name of --format → its class.
 FORMATTERS = {"text": TextFormatter, "jsonl": JsonLinesFormatter, "json": JsonFormatter, "csv": CsvFormatter}
+
+
+def _json_number(score: float) -> float | None:
+    return round(score, 6) if math.isfinite(score) else None
 
 
 def _csv_row(values: tuple[object, ...]) -> str:

@@ -52,7 +52,7 @@ class Session:
         Raises:
             MachineError: The device does not work on this machine.
             UsageError: The device is unknown.
-            InvalidModelError: onnxruntime cannot open the model.
+            InvalidModelError: onnxruntime cannot open the model, or not the content that was verified.
         """
         _check_runtime_version(model)
         self.warning = ""
@@ -68,6 +68,7 @@ class Session:
                 if device != "auto":
                     raise MachineError(f"--device {device}: {error}") from None
                 self.warning = f"--device auto uses the CPU: {error}"
+        model.check_unchanged()
         _check_signature(model.path, self._session)
         self.provider: str = self._session.get_providers()[0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -16,6 +17,8 @@ from clf_runtime.errors import InvalidModelError
 
 FORMAT = 1
 MAX_SIDE = 4096  # pixels; a larger input is a wrong number, not a classifier
+_MAX_INTEGER = 2**63 - 1
+_MAX_FLOAT = sys.float_info.max
 
 _OPTIONAL_OF_PROVENANCE = ("columns", "splits")
 
@@ -174,10 +177,25 @@ class ModelSpec:
                 this version of clf-edge.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise InvalidModelError(f"{source}: its spec is not valid JSON ({error}); export it again") from None
         return _parse_spec(_Fields(content, source, ""), source)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON that may come from anyone.
+
+    Raises:
+        ValueError: The text is not JSON, is nested too deeply, or has characters that UTF-8 cannot encode.
+    """
+    try:
+        content = json.loads(text)
+        if "\\u" in text:  # which may be half of a surrogate pair, such as "\ud800"
+            json.dumps(content, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return content
 
 
 class _Fields:
@@ -197,7 +215,10 @@ class _Fields:
 
     def check_all_read(self) -> None:
         if self._unread:
-            raise self.error(min(self._unread), "is not a field of format 1", "only the known fields")
+            key = min(self._unread)
+            raise self.error(
+                key if key.isprintable() else _abbreviate(key), "is not a field of format 1", "only the known fields"
+            )
 
     def take(self, key: str) -> object:
         if key not in self._content:
@@ -238,11 +259,10 @@ class _Fields:
             raise self.error(key, f"is {_abbreviate(value)}", " or ".join(choices))
         return value
 
-    def integer(self, key: str, low: int, high: int | None = None) -> int:
+    def integer(self, key: str, low: int, high: int = _MAX_INTEGER) -> int:
         value = self.take(key)
         if not _is_integer(value, low, high):
-            bounds = f"from {low}" + (f" to {high}" if high is not None else "")
-            raise self.error(key, f"is {_abbreviate(value)}", f"an integer {bounds}")
+            raise self.error(key, f"is {_abbreviate(value)}", f"an integer from {low} to {high}")
         return cast("int", value)
 
     def number(self, key: str, low: float, high: float = math.inf, above: bool = False) -> float:
@@ -264,7 +284,8 @@ def _parse_spec(fields: _Fields, source: str) -> ModelSpec:
     format_ = fields.integer("format", 1)
     if format_ > FORMAT:
         raise InvalidModelError(
-            f"{source}: spec format is {format_}, expected at most {FORMAT}; update clf-edge on this machine"
+            f"{source}: spec format is {_abbreviate(format_)}, expected at most {FORMAT}; "
+            "update clf-edge on this machine"
         )
     preprocess = _parse_preprocess(fields.nested("preprocess"))
     spec = ModelSpec(
@@ -289,7 +310,8 @@ def _parse_labels(fields: _Fields) -> tuple[str, ...]:
         if not isinstance(label, str) or not label:
             raise fields.error("labels", f"has {_abbreviate(label)}", "non-empty strings")
     if len(set(labels)) < len(labels):
-        duplicate = next(label for label in labels if labels.count(label) > 1)
+        seen: set[object] = set()
+        duplicate = next(label for label in labels if label in seen or seen.add(label))  # type: ignore[func-returns-value]
         raise fields.error("labels", f"has {_abbreviate(duplicate)} twice", "distinct labels")
     return tuple(cast("list[str]", labels))
 
@@ -362,15 +384,19 @@ def _integer_if_integral(number: float) -> float:
     return int(number) if number.is_integer() else number
 
 
-def _is_integer(value: object, low: int, high: int | None) -> bool:
+def _is_integer(value: object, low: int, high: int) -> bool:
     # bool is a subclass of int in Python, but not a number in JSON.
-    return type(value) is int and low <= value and (high is None or value <= high)
+    return type(value) is int and low <= value <= high
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(cast("float", value))
+    # Not math.isfinite: it fails for an integer of 400 digits.
+    return type(value) in (int, float) and -_MAX_FLOAT <= cast("float", value) <= _MAX_FLOAT
 
 
 def _abbreviate(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        text = "nested deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."

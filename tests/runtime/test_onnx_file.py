@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,87 @@ def test_extremely_nested_graphs_are_an_error_and_not_a_crash(tmp_path):
     assert "not an ONNX file" in error_of(tmp_path / "model.onnx", with_footer(content))
 
 
+def long_key(message: bytes, tag: int) -> bytes:
+    """Return the message with a tag rewritten to five bytes: protobuf in C++, as in onnxruntime 1.15 to 1.23, ignores bit 32."""
+    assert message.count(bytes([tag])) >= 1
+    return message.replace(bytes([tag]), bytes([tag | 0x80]) + b"\x80\x80\x80\x10", 1)
+
+
+@pytest.mark.parametrize("attack", ["external data", "session options", "operators"])
+def test_a_field_cannot_be_hidden_behind_an_over_long_tag(tmp_path, attack):
+    spec = metadata_entry("clf.spec", "{}")
+    content = foreign_model() + spec
+    if attack == "external data":
+        tensor = external_tensor()
+        hidden = tensor.external_data[0].SerializeToString()
+        del tensor.external_data[:]
+        long_tag = b"\xea\x80\x80\x80\x10" + bytes([len(hidden)]) + hidden
+        initializer = encode_field(5, tensor.SerializeToString() + long_tag)
+        content += encode_field(7, initializer)
+    elif attack == "session options":
+        content += long_key(metadata_entry("ort_config", "{}"), 0x72)
+    else:
+        opset = helper.make_opsetid("com.evil", 1).SerializeToString()
+        content += long_key(encode_field(8, opset), 0x42)
+    assert "not an ONNX file (the field number is" in error_of(tmp_path / "model.onnx", with_footer(content))
+
+
+def test_metadata_that_is_there_twice_is_an_error(tmp_path):
+    content = foreign_model() + metadata_entry("clf.spec", "{}") + metadata_entry("clf.spec", "[]")
+    assert "its metadata has 'clf.spec' twice" in error_of(tmp_path / "model.onnx", with_footer(content))
+
+
+def test_foreign_operators_of_a_function_are_an_error(tmp_path):
+    model = onnx.ModelProto.FromString(foreign_model())
+    opsets = [helper.make_opsetid("com.evil", 1)]
+    model.functions.append(helper.make_function("", "F", [], ["y"], [helper.make_node("G", [], ["y"])], opsets))
+    content = model.SerializeToString() + metadata_entry("clf.spec", "{}")
+    assert "operators of 'com.evil'" in error_of(tmp_path / "model.onnx", with_footer(content))
+
+
+def test_a_tensor_marked_as_external_without_a_location_is_an_error(tmp_path):
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    content = foreign_model(tensor=tensor) + metadata_entry("clf.spec", "{}")
+    assert "its weights are in other files" in error_of(tmp_path / "model.onnx", with_footer(content))
+
+
+@pytest.mark.parametrize("kind", ["zeros", "sparse", "a million entries", "a million unknown fields", "a long varint"])
+def test_a_large_file_that_is_no_model_is_an_error_without_its_size_in_memory(tmp_path, kind):
+    path = tmp_path / "model.onnx"
+    if kind == "sparse":
+        with path.open("wb") as file:
+            file.truncate(2_200_000_000)
+    else:
+        path.write_bytes(
+            {
+                "zeros": bytes(40_000_000),
+                "a million entries": with_footer(metadata_entry("a", "b") * 1_000_000),
+                "a million unknown fields": b"\x10\x00" * 20_000_000,
+                "a long varint": b"\x80" * 40_000_000,
+            }[kind]
+        )
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidModelError, match="not an ONNX file") as error:
+            onnx_file.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(str(error.value)) < 400
+
+
+def test_a_million_fields_inside_the_graph_take_no_memory(tmp_path, spec):
+    nodes = encode_field(1, encode_field(5, b"")) * 100_000
+    content = foreign_model() + encode_field(7, nodes) + metadata_entry("clf.spec", spec.to_json())
+    (tmp_path / "model.onnx").write_bytes(with_footer(content))
+    tracemalloc.start()
+    try:
+        assert onnx_file.read(tmp_path / "model.onnx").opset == 18
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):
     with pytest.raises(InvalidModelError, match="model not found; create it with clf-export"):
         onnx_file.read(tmp_path / "none.onnx")
@@ -196,7 +278,7 @@ def test_the_footer_has_the_80_bytes_of_the_format():
     [(18, 8, "1.15"), (19, 9, "1.16"), (20, 8, "1.17"), (22, 10, "1.21"), (99, 8, None)],
 )
 def test_the_oldest_runtime_follows_from_opset_and_ir(tmp_path, spec, opset, ir_version, version):
-    assert OnnxFile(tmp_path, 1, "", ir_version, opset, {}, spec).oldest_runtime == version
+    assert OnnxFile(tmp_path, 1, "", ir_version, opset, {}, spec, ()).oldest_runtime == version
 
 
 def test_the_digest_of_a_large_file_is_verified_too(model, tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import itertools
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -11,8 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import BIN, Zygote, run_command
 from odd_images import drawing
+
+from clf_train.engine.checkpoint import CheckpointStore, read_identity
 
 # Three steps per epoch, and a checkpoint after each.
 OPTIONS = (
@@ -124,9 +130,41 @@ def test_a_damaged_checkpoint_is_ignored_and_the_previous_one_used(command, unfi
     (unfinished / "checkpoint.pt").write_bytes(content)
     done = command("clf-train", *OPTIONS, "--resume")
     assert done.code == 0
-    assert "warning: artifacts/checkpoint.pt: damaged (its digest does not match); ignoring it" in done.err
+    assert (
+        "warning: artifacts/checkpoint.pt: damaged (its digest does not match, or it is no checkpoint); ignoring it"
+        in done.err
+    )
     assert "resuming with " in done.err
     assert (unfinished / "model.pt").read_bytes() == (uninterrupted / "model.pt").read_bytes()
+
+
+class Execute:
+    """An object whose pickle creates a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self._path,)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "list", "other keys", "text"])
+def test_a_checkpoint_with_other_content_under_a_matching_digest_is_damaged(tmp_path, kind):
+    executed = tmp_path / "executed"
+    file = io.BytesIO()
+    if kind == "pickle":
+        pickle.dump(Execute(executed), file)
+    elif kind == "text":
+        file.write(b"text")
+    else:
+        torch.save([1, 2] if kind == "list" else {"identity": {}, "weights": {}}, file)
+    content = file.getvalue()
+    (tmp_path / "checkpoint.pt").write_bytes(content + hashlib.sha256(content).digest())
+    warnings: list[str] = []
+    assert CheckpointStore(tmp_path, {}).load_newest(warnings.append) is None
+    assert "damaged" in warnings[0]
+    assert read_identity(tmp_path) is None
+    assert not executed.exists()
 
 
 def test_without_an_undamaged_checkpoint_training_starts_over_with_a_warning(command, unfinished, uninterrupted):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clf_runtime.diagnostics.parity import read_parity
 from clf_runtime.errors import InvalidModelError, MachineError
 from clf_runtime.machine import usable_cores
-from clf_runtime.onnx_file import PARITY_KEY, OnnxFile
+from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.spec import ModelSpec
 
 _LABELS_SHOWN = 12
@@ -60,7 +60,7 @@ def to_dict(file: OnnxFile, placement: Placement) -> dict[str, Any]:
         "ir_version": file.ir_version,
         "oldest_onnxruntime": file.oldest_runtime,
         "spec": asdict(file.spec),
-        "parity": _parity(file),
+        "parity": read_parity(file),
         "runs_on": asdict(placement),
     }
 
@@ -76,7 +76,7 @@ def table(file: OnnxFile, placement: Placement) -> str:
         ("needs", f"{requirement} (opset {file.opset}, IR {file.ir_version})"),
         *_metrics_rows(file.spec),
     ]
-    parity = _parity(file)
+    parity = read_parity(file)
     if parity:
         rows.append(
             (
@@ -113,7 +113,3 @@ def _metrics_rows(spec: ModelSpec) -> list[tuple[str, str]]:
         rows.append(("trained on", f"{provenance.data}, {training}"))
         rows.append(("with", ", ".join(f"{name} {version}" for name, version in sorted(provenance.versions.items()))))
     return rows
-
-
-def _parity(file: OnnxFile) -> Any:
-    return json.loads(file.metadata.get(PARITY_KEY, "null"))

@@ -5,16 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from dataclasses import dataclass
+import math
+import operator
+from dataclasses import asdict, dataclass
+from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clf_runtime.classifier import Classifier
-from clf_runtime.errors import InvalidModelError
+from clf_runtime.errors import ImageError, InvalidModelError
 from clf_runtime.onnx_file import SELFTEST_KEY, OnnxFile
 from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.session import Float32Array
+from clf_runtime.spec import parse_json
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,31 @@ class SelfTest:
     def from_json(cls, text: str, source: str) -> SelfTest:
         """Parse a self-test; `source` is the name of the file for error messages. Raises InvalidModelError."""
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             cases = tuple(
                 Case(
-                    str(case["name"]), base64.b64decode(case["image"], validate=True), tuple(map(float, case["logits"]))
+                    str(case["name"]),
+                    base64.b64decode(case["image"], validate=True),
+                    tuple(map(_finite, case["logits"])),
                 )
                 for case in content["cases"]
             )
             classes = content.get("classes")
-            return cls(float(content["tolerance"]), cases, None if classes is None else tuple(map(int, classes)))
-        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+            tolerance = _finite(content["tolerance"])
+            if tolerance < 0:
+                raise ValueError(f"the tolerance is {tolerance}")
+            return cls(tolerance, cases, None if classes is None else tuple(map(operator.index, classes)))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
             raise InvalidModelError(
-                f"{source}: its {SELFTEST_KEY} cannot be parsed ({error!r}); export it again"
+                f"{source}: its {SELFTEST_KEY} cannot be parsed ({shorten(repr(error), 100)}); export it again"
             ) from None
+
+
+def _finite(number: float) -> float:
+    """Return a number. Raises ValueError, TypeError, OverflowError: an infinite tolerance would pass everything."""
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not finite")
+    return float(number)
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,11 @@ class SelfTestResult:
         # A NaN compares as false, so it fails.
         return self.flipped == 0 and self.max_difference <= self.tolerance
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `--self-test --format json` prints. JSON has no NaN."""
+        difference = self.max_difference if math.isfinite(self.max_difference) else None
+        return {"passed": self.passed, **asdict(self), "max_difference": difference}
+
     def __str__(self) -> str:
         return (
             f"{'passed' if self.passed else 'FAILED'}: {self.images} images on {self.provider}, "
@@ -95,7 +117,7 @@ def read_self_test(file: OnnxFile) -> SelfTest:
 
 
 def run_self_test(classifier: Classifier) -> SelfTestResult:
-    """Run the self-test that the model file of a classifier contains. Raises InvalidModelError, ImageError."""
+    """Run the self-test that the model file of a classifier contains. Raises InvalidModelError."""
     test = read_self_test(classifier.file)
     labels = range(len(classifier.spec.labels))
     classes = tuple(labels) if test.classes is None else test.classes
@@ -133,6 +155,12 @@ def _is_decided(logits: Float32Array, tolerance: float) -> npt.NDArray[np.bool_]
 
 
 def _run_case(classifier: Classifier, case: Case) -> Float32Array:
-    pixels = pixels_from_image(case.image, classifier.spec.preprocess)
+    try:
+        pixels = pixels_from_image(case.image, classifier.spec.preprocess)
+    except ImageError as error:
+        raise InvalidModelError(
+            f"{classifier.file.path}: image {case.name!r} of its {SELFTEST_KEY} cannot be read ({error}); "
+            "export it again"
+        ) from None
     logits: Float32Array = classifier.run(pixels[None])[0][0]
     return logits

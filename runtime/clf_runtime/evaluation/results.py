@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
+from clf_runtime.diagnostics.parity import read_parity
 from clf_runtime.evaluation.labels import LabelMatch
 from clf_runtime.evaluation.latency import Latency
 from clf_runtime.evaluation.metrics import EvalMetrics, Int64Array, ScoredImages
 from clf_runtime.evaluation.selection import EvalImages
-from clf_runtime.onnx_file import PARITY_KEY, OnnxFile
+from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.predictions import Failure
 
 
@@ -52,8 +52,8 @@ class ModelResult:
     @property
     def precision(self) -> str:
         """fp32, fp16 or int8, as clf-export recorded it; otherwise unknown."""
-        parity = json.loads(self.file.metadata.get(PARITY_KEY, "null"))
-        return str(parity.get("precision", "unknown")) if isinstance(parity, dict) else "unknown"
+        parity = read_parity(self.file)
+        return "unknown" if parity is None else str(parity["precision"])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ NAMES = artifacts.UNFINISHED  # newest first
 _STEPS_BETWEEN_AGREEMENTS = 16
 
 _DIGEST_BYTES = 32
+_KEYS = ("identity", "state")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class CheckpointStore:
         for path in paths:
             content = _read(path)
             if content is None:
-                on_warning(f"{path}: damaged (its digest does not match); ignoring it")
+                on_warning(f"{path}: damaged (its digest does not match, or it is no checkpoint); ignoring it")
                 continue
             self._raise_if_different(path, content["identity"])
             state: Mapping[str, Any] = content["state"]
@@ -162,5 +164,10 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     payload, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
         return None
-    checkpoint: Mapping[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError):
+        return None  # whoever can write the file can write its digest, so the content may be anything
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _KEYS):
+        return None
     return checkpoint

@@ -8,7 +8,6 @@ numbers are those of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import re
 import stat
@@ -19,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from clf_runtime import system
 from clf_runtime.errors import InvalidModelError
 from clf_runtime.protobuf import Buffer, ProtobufError, encode_field, read_fields
 from clf_runtime.spec import ModelSpec
@@ -144,8 +144,8 @@ def read(path: Path) -> OnnxFile:
             raise InvalidModelError(f"{path}: the file is empty; export it again")
         sha256 = _verify_digest(path, file, size)
         # Not closed explicitly: the traceback of an error still holds slices of it. It is freed with the last of them.
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return _parse(path, memoryview(content), sha256)
+        content = system.map_file(file)
+    return _parse(path, content, sha256)
 
 
 def _verify_digest(path: Path, file: BinaryIO, size: int) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def train_scenario(old_model: Path) -> Scenario:
         assert is_new != (artifacts / "model.onnx").exists()
         assert is_new or done.code != 0
         assert "</html>" in (artifacts / "report.html").read_text()
-        if not is_new and {"checkpoint.pt", "checkpoint.previous.pt"} & set(os.listdir(artifacts)):
+        if not is_new and {"checkpoint.pt", "checkpoint.previous.pt"} & {path.name for path in artifacts.iterdir()}:
             again = run_command(*TRAIN, "--resume", cwd=folder)
             assert again.code == 0, again.err
             assert (artifacts / "model.pt").read_bytes() != old

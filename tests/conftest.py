@@ -55,17 +55,25 @@ class Zygote:
     PROGRAMS = ("clf-train", "clf-import", "clf-export")
     _shared: Zygote | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, **env: str) -> None:
         script = Path(__file__).with_name("zygote.py")
         self._process = subprocess.Popen(
-            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | env,
         )
+
+    def close(self) -> None:
+        """End this process."""
+        self._process.communicate()
 
     @classmethod
     def end(cls) -> None:
         """End the process of this session."""
         if cls._shared is not None:
-            cls._shared._process.communicate()
+            cls._shared.close()
             cls._shared = None
 
     @classmethod

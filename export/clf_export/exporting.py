@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +29,8 @@ from clf_export.parity.selftest import build_self_test
 from clf_export.record import ExportedFile, measure_latencies, write_record
 from clf_export.reference_split import TestSplit, find_test_split
 from clf_export.stages import plan_stages
-from clf_runtime import files
-from clf_runtime.errors import ClfError, DataError, InvalidModelError
+from clf_runtime import files, folders
+from clf_runtime.errors import ClfError, DataError, InvalidModelError, MachineError
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
 from clf_runtime.spec import ModelSpec
 from clf_train.models.saved import load_saved_model
@@ -91,6 +93,13 @@ def export(
     """
     options, callbacks = options or ExportOptions(), callbacks or IgnoreCallbacks()
     highest_opset(options.min_runtime)
+    with folders.locked_folder(folder, "clf-export") if folder.is_dir() else contextlib.nullcontext():
+        return _export(folder, targets, options, callbacks)
+
+
+def _export(
+    folder: Path, targets: Sequence[Target], options: ExportOptions, callbacks: ExportCallbacks
+) -> list[ExportedFile]:
     _raise_if_blocked(folder, targets, options.overwrite)
     model = load_saved_model(folder, options.trust_factory)
     split = find_test_split(folder, model.spec, options.data, options.data_root)
@@ -140,12 +149,17 @@ class ExportJob:
                 exported.append(self.export(target, folder / target.file, verification))
                 # Now, without latencies, because measuring them can be interrupted.
                 self._record(folder, exported)
-        except (ClfError, OSError):
-            if exported:
-                self._record(folder, measure_latencies(exported, self._module, reference_outputs.pixels[:1]))
+            exported = measure_latencies(exported, self._module, reference_outputs.pixels[:1])
+            self._record(folder, exported)
+        except (ClfError, OSError) as error:
+            if not exported:
+                raise
+            exported = measure_latencies(exported, self._module, reference_outputs.pixels[:1])
+            with contextlib.suppress(OSError):  # the first error is the one to report
+                self._record(folder, exported)
+            if isinstance(error, OSError):
+                raise _partly_exported_error(error, exported) from None
             raise
-        exported = measure_latencies(exported, self._module, reference_outputs.pixels[:1])
-        self._record(folder, exported)
         return exported
 
     def _record(self, folder: Path, exported: Sequence[ExportedFile]) -> None:
@@ -256,6 +270,12 @@ def _build_and_check(
     reference_outputs = verification.reference_outputs
     parity = check_parity(model, reference_outputs, verification.limits, exporter.quantization)
     return parity, run_batch(model, reference_outputs)
+
+
+def _partly_exported_error(error: OSError, exported: Sequence[ExportedFile]) -> MachineError:
+    file = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+    names = ", ".join(str(file.path) for file in exported)
+    return MachineError(f"{file}{(error.strerror or str(error)).lower()}; written before that, and complete: {names}")
 
 
 def _no_config_error(path: Path, limits: Limits) -> InvalidModelError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import re
 import stat
@@ -20,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from clf_runtime import system
 from clf_runtime.errors import InvalidModelError, ModelChangedError
 from clf_runtime.protobuf import Buffer, ProtobufError, encode_field, read_fields
 from clf_runtime.spec import ModelSpec
@@ -163,7 +163,7 @@ def read(path: Path) -> OnnxFile:
                 raise InvalidModelError(f"{path}: the file is empty; export it again")
             sha256 = _verify_digest(path, file, size)
             # Not closed explicitly: the traceback of an error still holds slices of it, and frees it with the last one.
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            content = system.map_file(file)
     except FileNotFoundError:
         raise InvalidModelError(
             f"{path}: model not found; create it with clf-export, or name another one with --model"
@@ -173,7 +173,7 @@ def read(path: Path) -> OnnxFile:
             raise
         reason = (error.strerror or str(error)).lower()
         raise InvalidModelError(f"{path}: not a file ({reason}); expected an ONNX file from clf-export") from None
-    return _parse(path, memoryview(content), _Verified(sha256, identity))
+    return _parse(path, content, _Verified(sha256, identity))
 
 
 def _identify(status: os.stat_result) -> tuple[int, ...]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from clf_runtime import files
+from clf_runtime import files, folders
+from clf_runtime.errors import DataError, MachineError
+from clf_runtime.folders import ReplacementPlan
 
 
 def names(folder: Path) -> set[str]:
@@ -31,8 +35,15 @@ def fail_while_writing(path: Path) -> None:
         raise RuntimeError("interrupted")
 
 
+@contextlib.contextmanager
+def replacing(folder: Path, *obsolete: str, leftovers: tuple[str, ...] = ()) -> Iterator[Path]:
+    plan = ReplacementPlan("last", obsolete, leftovers)
+    with folders.locked_folder(folder, "this test"), folders.atomic_folder(folder, plan) as staging:
+        yield staging
+
+
 def fail_while_filling(folder: Path) -> None:
-    with files.atomic_folder(folder, "last", ()) as staging:
+    with replacing(folder) as staging:
         fill(staging, "half")
         raise RuntimeError("interrupted")
 
@@ -69,7 +80,7 @@ def fill(folder: Path, text: str) -> None:
 def test_all_entries_of_a_folder_are_replaced_together(tmp_path):
     folder = tmp_path / "deep" / "folder"
     for text in ("old", "new"):
-        with files.atomic_folder(folder, "last", ("derived", "never there")) as staging:
+        with replacing(folder, "derived", "never there") as staging:
             fill(staging, text)
         (folder / "derived").write_text(text) if text == "old" else None
     assert names(folder) == {"last", "one", "inside"}
@@ -87,7 +98,7 @@ def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "a").touch()
     with (
         pytest.raises(NotADirectoryError, match="expected a folder"),
-        files.atomic_folder(tmp_path / "a", "last", ()),
+        replacing(tmp_path / "a"),
     ):
         pass
 
@@ -98,7 +109,7 @@ def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_are
         (tmp_path / name).mkdir()
     for name in (f".model.onnx.{ended}.tmp", ".model.onnx.1.tmp", ".notes.tmp"):
         (tmp_path / name).touch()
-    with files.atomic_folder(tmp_path, "last", ()) as staging:
+    with replacing(tmp_path) as staging:
         fill(staging, "new")
     left = {f".staging.{os.getppid()}", ".staging.mine", ".model.onnx.1.tmp", ".notes.tmp"}
     assert names(tmp_path) == {*left, "last", "one", "inside"}
@@ -120,25 +131,16 @@ def foreign_process():
 def test_files_of_another_users_process_are_not_removed(tmp_path, foreign_process):
     process, prefix = foreign_process
     (tmp_path / f".staging.{process}").mkdir()
-    code = f"from clf_runtime.files import *\nwith atomic_folder(Path({str(tmp_path)!r}), 'last', ()): pass"
+    code = f"from clf_runtime.folders import *\nwith locked_folder(Path({str(tmp_path)!r}), ''): pass"
     subprocess.run([*prefix, sys.executable, "-c", code], check=True)
     assert names(tmp_path) == {f".staging.{process}"}
-
-
-def test_a_folder_is_not_flushed_on_windows(tmp_path, monkeypatch):
-    def fail(*arguments: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(files.os, "name", "nt")
-    monkeypatch.setattr(files.os, "open", fail)
-    files.sync(tmp_path)
 
 
 def test_ctrl_c_while_a_folder_is_replaced_arrives_when_it_is_complete(tmp_path: Path) -> None:
     steps = []
 
     def replace() -> None:
-        with files._deferring_interrupts():
+        with files.deferring_interrupts():
             signal.raise_signal(signal.SIGINT)
             steps.append("replaced")
 
@@ -150,11 +152,87 @@ def test_ctrl_c_while_a_folder_is_replaced_arrives_when_it_is_complete(tmp_path:
 
 def test_a_thread_can_replace_a_folder_too(tmp_path: Path) -> None:
     def replace() -> None:
-        with files.atomic_folder(tmp_path / "folder", last="b", obsolete=()) as staging:
-            for name in "ab":
+        with replacing(tmp_path / "folder") as staging:
+            for name in ("last", "other"):
                 (staging / name).write_text(name)
 
     thread = threading.Thread(target=replace)
     thread.start()
     thread.join()
-    assert {path.name for path in (tmp_path / "folder").iterdir()} == {"a", "b"}
+    assert names(tmp_path / "folder") == {"last", "other"}
+
+
+def test_complete_files_that_could_not_be_moved_are_moved_by_the_next_process(tmp_path, monkeypatch):
+    (tmp_path / "last").write_text("old")
+    (tmp_path / "checkpoint").touch()
+    move = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name == "one":
+            raise OSError(5, "Input/output error", str(self))
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with (
+        pytest.raises(MachineError, match=r"complete, but not all .*one: input/output error\); the next clf-train"),
+        replacing(tmp_path, leftovers=("checkpoint",)) as staging,
+    ):
+        fill(staging, "new")
+    assert names(tmp_path) == {".finished", "checkpoint", "inside"}
+    with pytest.raises(MachineError), folders.locked_folder(tmp_path, ""):  # the disk still fails
+        pass
+    monkeypatch.undo()
+    with folders.locked_folder(tmp_path, ""):
+        assert names(tmp_path) == {"last", "one", "inside", ".lock"}
+        assert (tmp_path / "last").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    "plan", [None, "", "[]", '{"last": "../x", "obsolete": [], "leftovers": []}', '{"last": "a", "obsolete": [7]}']
+)
+def test_a_finished_folder_that_is_not_ours_is_neither_moved_nor_removed(tmp_path, plan):
+    (tmp_path / ".finished").mkdir()
+    (tmp_path / ".finished/x").touch()
+    if plan is not None:
+        (tmp_path / ".finished/.plan.json").write_text(plan)
+    with pytest.raises(DataError, match="move it away"), folders.locked_folder(tmp_path, ""):
+        pass
+    assert (tmp_path / ".finished/x").exists()
+
+
+def test_a_folder_and_a_file_of_the_same_name_replace_each_other_where_nothing_is_lost(tmp_path):
+    (tmp_path / "inside").touch()
+    with replacing(tmp_path) as staging:
+        fill(staging, "new")
+    assert names(tmp_path / "inside") == {"new"}
+    (tmp_path / "one").unlink()
+    (tmp_path / "one").mkdir()
+    with pytest.raises(IsADirectoryError) as raised, replacing(tmp_path) as staging:
+        fill(staging, "newer")
+    assert raised.value.filename == str(tmp_path / "one")
+    assert (tmp_path / "last").read_text() == "new"
+
+
+def test_two_processes_cannot_write_a_folder_and_the_second_learns_of_the_first(tmp_path):
+    with folders.locked_folder(tmp_path, "clf-train"):
+        with pytest.raises(MachineError) as raised, folders.locked_folder(tmp_path, "clf-export"):
+            pass
+        expected = f"{tmp_path}: clf-train (process {os.getpid()}) writes this folder; wait until it has finished"
+        assert str(raised.value) == expected
+        (tmp_path / ".lock").write_text("")
+        with pytest.raises(MachineError, match=": another process writes"), folders.locked_folder(tmp_path, ""):
+            pass
+        (tmp_path / ".lock").unlink()
+        assert folders._read_holder(tmp_path / ".lock") == "another process"
+    assert names(tmp_path) == set()
+
+
+def test_a_folder_that_cannot_be_flushed_after_a_rename_is_reported_truthfully(tmp_path, monkeypatch):
+    def fail(path: Path) -> None:
+        if path.is_dir():
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(files, "sync", fail)
+    with pytest.raises(MachineError, match=r"a: written completely, .* \(input/output error\), so a power"):
+        files.atomic_write(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"

@@ -364,8 +364,8 @@ def test_a_run_that_was_killed_at_its_very_end_is_complete_when_resumed(tmp_path
 def test_a_command_that_was_killed_at_its_very_end_only_renames_when_resumed(run, folder):
     # Without its name, as if it had been killed before the file was renamed.
     code = (
-        "import os, signal; from clf_runtime import cli, files\n"
-        "files.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal; from clf_runtime import cli, system\n"
+        "system.sync = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
         "cli.main()\n"
     )
     arguments = ["-m", "model.onnx", "in", "--format", "json", "-o", "answers"]

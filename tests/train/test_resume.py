@@ -114,13 +114,13 @@ def unfinished(tmp_path) -> Path:
 
 
 def test_unfinished_training_is_only_replaced_with_overwrite(command, unfinished):
-    before = {path.name: path.read_bytes() for path in unfinished.iterdir() if path.is_file()}
+    before = {name: (unfinished / name).read_bytes() for name in CHECKPOINTS}
     for arguments in (("clf-train", *OPTIONS), ("clf-import", "--weights", "x", "--model", "lenet", "--labels", "a,b")):
         done = command(*arguments)
         assert done.code == 3
         assert "artifacts: has unfinished training; " in done.error
         assert "--overwrite" in done.error
-    assert {path.name: path.read_bytes() for path in unfinished.iterdir() if path.is_file()} == before
+    assert {name: (unfinished / name).read_bytes() for name in CHECKPOINTS} == before
     assert command("clf-train", *OPTIONS, "--overwrite").code == 0
 
 

@@ -248,7 +248,7 @@ def test_a_folder_without_write_permission_is_reported_before_training(command, 
     (tmp_path / "artifacts").mkdir(mode=0o555)
     done = command("clf-train", prefix=no_root)
     assert done.code == 4
-    assert done.error.startswith("clf-train: artifacts/.staging.")
+    assert done.error.startswith("clf-train: artifacts/.lock: ")
     assert "permission denied; " in done.error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -298,6 +297,7 @@ def command(
     from clf_runtime.labeled import Columns
     from clf_train.allocator import keep_freed_memory
     from clf_train.config import DataSource, InputOptions, TrainConfig
+    from clf_train.portable import portable_command
     from clf_train.training import preview as write_preview
     from clf_train.training import train
 
@@ -319,7 +319,7 @@ def command(
         resume=resume,
         checkpoint_every_s=checkpoint_every_s,
         tensorboard=tensorboard,
-        command=shlex.join(["clf-train", *sys.argv[1:]]),
+        command=portable_command("clf-train", sys.argv[1:]),
     )
     folder = Path(artifacts)
     keep_freed_memory()
@@ -337,7 +337,7 @@ def command(
     if torchrun.is_main_process():
         for warning in result.warnings:
             say(f"warning: {warning}")
-        click.echo(format_result(result, artifacts))
+        click.echo(format_result(result, artifacts, config.source))
 
 
 def _compare(artifacts: str, other: str, trusted_factories: tuple[str, ...], format: str) -> None:

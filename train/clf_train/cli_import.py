@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -88,6 +87,7 @@ def command(
     from clf_runtime.labeled import Columns
     from clf_train.config import DataSource, InputOptions
     from clf_train.importing import ImportConfig, import_model, read_labels
+    from clf_train.portable import portable_command
 
     columns = Columns(image_column, label_column, split_column, group_by)
     config = ImportConfig(
@@ -98,14 +98,14 @@ def command(
         has_data=data is not None,
         input=InputOptions(size, color, resize, mean, std),
         overwrite=overwrite,
-        command=shlex.join(["clf-import", *sys.argv[1:]]),
+        command=portable_command("clf-import", sys.argv[1:]),
     )
     folder = Path(artifacts)
     spec = import_model(config, folder)
     accuracy = f"{format_accuracy(spec.metrics)}; " if spec.metrics else ""
     click.echo(
         f"{accuracy}wrote {folder / 'model.pt'} with {len(config.labels)} labels; "
-        f"next: {format_export_command(spec, artifacts)}"
+        f"next: {format_export_command(spec, artifacts, config.source)}"
     )
 
 

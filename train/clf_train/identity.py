@@ -9,15 +9,16 @@ import torch
 from clf_train.config import TrainConfig
 from clf_train.data.loading import LoadedDataset
 from clf_train.plan import TrainPlan
+from clf_train.portable import portable_path
 
 
 def identify(config: TrainConfig, plan: TrainPlan, loaded: LoadedDataset) -> dict[str, str]:
     """Return everything that the weights depend on, so that only the same training run resumes from a checkpoint."""
     dataset = loaded.dataset
     return {
-        "--data": config.source.data,
+        "--data": portable_path(config.source.data),
         "--seed": str(config.source.seed),
-        "--weights": str(plan.weights),
+        "--weights": portable_path(str(plan.weights)),
         "--test-split": str(config.source.test_split),
         # Only those that are set, so that training which began before they existed resumes.
         **{f"--{name}": value for name, value in config.source.columns.to_dict().items()},

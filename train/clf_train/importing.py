@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from clf_runtime import artifacts, files
+from clf_runtime import artifacts, folders
 from clf_runtime.errors import DataError, UsageError
+from clf_runtime.folders import ReplacementPlan
 from clf_runtime.spec import ModelSpec, Normalize, Preprocess
 from clf_train.config import DataSource, InputOptions, load_dataset
 from clf_train.data.cache import full_shard
@@ -71,29 +72,34 @@ def import_model(config: ImportConfig, folder: Path) -> ModelSpec:
         UsageError: an option contradicts the model.
         MachineError, OSError: this machine cannot do it.
     """
-    raise_if_finished(folder, config.overwrite)
-    if has_checkpoint(folder) and not config.overwrite:
-        raise DataError(f"{folder}: has unfinished training; --overwrite replaces it, -a names another folder")
+    plan = ReplacementPlan(artifacts.SPEC, (*artifacts.DERIVED, *artifacts.OF_TRAINING), leftovers=artifacts.UNFINISHED)
+    with folders.locked_folder(folder, "clf-import"):
+        raise_if_finished(folder, config.overwrite)
+        if has_checkpoint(folder) and not config.overwrite:
+            raise DataError(f"{folder}: has unfinished training; --overwrite replaces it, -a names another folder")
+        with folders.atomic_folder(folder, plan) as staging:
+            return _import_into(staging, config)
+
+
+def _import_into(staging: Path, config: ImportConfig) -> ModelSpec:
     preprocess, normalize = resolve_input(config.model, _complete_input(config), is_pretrained=True)
-    obsolete = (*artifacts.DERIVED, *artifacts.OF_TRAINING, *artifacts.UNFINISHED)
-    with files.atomic_folder(folder, artifacts.SPEC, obsolete) as staging:
-        model = _load_model(config, preprocess, normalize)
-        dataset = _load_dataset(config) if config.has_data else None
-        evaluation = None if dataset is None else _evaluate(model, dataset, preprocess, normalize)
-        weights = serialize_state_dict(model)
-        spec = ModelSpec(
-            architecture=config.model,
-            labels=config.labels,
-            preprocess=preprocess,
-            normalize=normalize,
-            temperature=evaluation.temperature if evaluation else 1.0,
-            metrics=evaluation.metrics if evaluation else None,
-            provenance=record_provenance(config.source, dataset, weights, 0, config.command),
-        )
-        (staging / artifacts.STATE_DICT).write_bytes(weights)
-        (staging / artifacts.SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
-        if dataset is not None:
-            write_samples(staging / artifacts.SAMPLES, dataset.test, spec)
+    model = _load_model(config, preprocess, normalize)
+    dataset = _load_dataset(config) if config.has_data else None
+    evaluation = None if dataset is None else _evaluate(model, dataset, preprocess, normalize)
+    weights = serialize_state_dict(model)
+    spec = ModelSpec(
+        architecture=config.model,
+        labels=config.labels,
+        preprocess=preprocess,
+        normalize=normalize,
+        temperature=evaluation.temperature if evaluation else 1.0,
+        metrics=evaluation.metrics if evaluation else None,
+        provenance=record_provenance(config.source, dataset, weights, 0, config.command),
+    )
+    (staging / artifacts.STATE_DICT).write_bytes(weights)
+    (staging / artifacts.SPEC).write_text(spec.to_json() + "\n", encoding="utf-8")
+    if dataset is not None:
+        write_samples(staging / artifacts.SAMPLES, dataset.test, spec)
     return spec
 
 

@@ -79,11 +79,12 @@ def _report_unreadable(config: TrainConfig, loaded: LoadedDataset, workplace: Wo
     images = sum(map(len, loaded.dataset.splits)) + len(loaded.unreadable)
     if not config.skip_unreadable:
         if workplace.group.is_main:
-            write_unreadable(workplace.folder, loaded.unreadable)
+            write_unreadable(workplace.folder, loaded.unreadable, config.source.data)
         remedy = f"{path} lists all of them; repair or remove them, or leave them out with --skip-unreadable"
         raise_if_unreadable(loaded.unreadable, images, remedy)
     if workplace.group.is_main:
-        write_unreadable(workplace.staging, loaded.unreadable)  # moves to the folder together with the model
+        # Moves to the folder together with the model.
+        write_unreadable(workplace.staging, loaded.unreadable, config.source.data)
     workplace.callbacks.on_warning(
         f"{len(loaded.unreadable)} of {images:,} images cannot be read and are left out; {path} lists them"
     )

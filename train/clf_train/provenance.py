@@ -18,6 +18,7 @@ from clf_runtime.labeled.images import Columns
 from clf_runtime.spec import Provenance
 from clf_train.config import DataSource
 from clf_train.data.dataset import Dataset
+from clf_train.portable import portable_path
 from clf_train.registry import find_dataset_row
 
 
@@ -35,9 +36,10 @@ def record_provenance(
     """
     row = find_dataset_row(source.data)
     is_downloaded = row is not None and row.source == "download"
+    data_root = portable_path(source.data_root) if dataset and is_downloaded else None
     return Provenance(
-        data=source.data if dataset else None,
-        data_root=source.data_root if dataset and is_downloaded else None,
+        data=portable_path(source.data) if dataset else None,
+        data_root=data_root,
         fingerprint=dataset.test.fingerprint() if dataset else None,
         test_split=source.test_split,
         seed=source.seed,

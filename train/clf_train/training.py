@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clf_runtime import artifacts, files
+from clf_runtime import artifacts, folders
 from clf_runtime.errors import DataError
+from clf_runtime.folders import ReplacementPlan
 from clf_runtime.spec import Metrics, ModelSpec
 from clf_train import distributed, torchrun
 from clf_train.callbacks import TrainCallbacks
@@ -83,9 +84,7 @@ def train(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> Train
     device = select_device(config.device)
     with distributed.join_process_group(device) as group:
         config = dataclasses.replace(config, resume=config.resume or torchrun.get_restart_count() > 0)
-        if group.is_main:
-            _raise_if_replaced(config, folder)
-        with _open_staging(folder, group) as staging:
+        with _open_staging(config, folder, group) as staging:
             workplace = Workplace(folder, staging, device, group, callbacks)
             inputs = prepare_inputs(config, workplace)
             with TensorBoardWriter(folder, config.tensorboard and group.is_main, config.resume) as tensorboard:
@@ -101,7 +100,8 @@ def preview(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> Pat
         UsageError: an option contradicts the model.
     """
     device = select_device(config.device)
-    with files.atomic_folder(folder, last=artifacts.PREVIEW, obsolete=()) as staging:
+    plan = ReplacementPlan(last=artifacts.PREVIEW)
+    with folders.locked_folder(folder, "clf-train --preview"), folders.atomic_folder(folder, plan) as staging:
         workplace = Workplace(folder, staging, device, distributed.SINGLE_PROCESS, callbacks)
         page = html_from_images(prepare_inputs(config, workplace), config.source.seed)
         (staging / artifacts.PREVIEW).write_bytes(page.encode("utf-8", "replace"))
@@ -117,15 +117,21 @@ def _raise_if_replaced(config: TrainConfig, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _open_staging(folder: Path, group: ProcessGroup) -> Iterator[Path]:
-    """Yield the staging folder to the main process; to the others, the nearest folder that exists."""
+def _open_staging(config: TrainConfig, folder: Path, group: ProcessGroup) -> Iterator[Path]:
+    """Yield the staging folder to the main process; to the others, the nearest folder that exists.
+
+    Raises DataError if training would replace something that the user did not allow it to replace.
+    """
     if not group.is_main:
         yield next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
         return
     # Before the work, so that a folder without write permission fails at once.
-    obsolete = (*artifacts.DERIVED, *artifacts.UNFINISHED, artifacts.UNREADABLE, artifacts.LABEL_ISSUES)
-    with files.atomic_folder(folder, last=artifacts.SPEC, obsolete=obsolete) as staging:
-        yield staging
+    obsolete = (*artifacts.DERIVED, artifacts.UNREADABLE, artifacts.LABEL_ISSUES)
+    plan = ReplacementPlan(artifacts.SPEC, obsolete, leftovers=artifacts.UNFINISHED)
+    with folders.locked_folder(folder, "clf-train"):
+        _raise_if_replaced(config, folder)
+        with folders.atomic_folder(folder, plan) as staging:
+            yield staging
 
 
 def _train(

@@ -39,7 +39,7 @@ class TorchScriptExporter:
         file = io.BytesIO()
         with quiet():
             torch.jit.save(self._traced, file, _extra_files=dict(metadata))
-        return append_digest(file.getvalue())
+        return append_digest(_without_debug_records(file.getvalue()))
 
     @staticmethod
     def open(path: Path) -> TorchModel:
@@ -52,3 +52,17 @@ class TorchScriptExporter:
             )
         metadata = {key: value.decode() if isinstance(value, bytes) else value for key, value in extra.items()}
         return TorchModel(path, module, metadata)
+
+
+def _without_debug_records(archive: bytes) -> bytes:
+    """Return an archive without the records that name the source files of this machine; they only serve messages."""
+    reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
+    file = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(file)
+    for name in reader.get_all_records():
+        # The writer itself writes those at the top that describe the archive.
+        if not name.endswith(".debug_pkl") and name not in ("version", "byteorder", ".data/serialization_id"):
+            content = reader.get_record(name)
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
+    return file.getvalue()

@@ -17,9 +17,13 @@ def program_from_model(module: ExportModule, spec: ModelSpec) -> ExportedProgram
     """Trace the module with a dynamic batch size. Raises InvalidModelError where torch cannot."""
     with quiet(), torch.no_grad():
         try:
-            return torch.export.export(module, (example_input(spec),), dynamic_shapes=({0: Dim("N")},), strict=False)
+            program = torch.export.export(module, (example_input(spec),), dynamic_shapes=({0: Dim("N")},), strict=False)
         except Exception as error:  # torch.export runs the network's own code, which can raise anything
             reason = " ".join(str(error).split())[:_MAX_REASON]
             raise InvalidModelError(
                 f"{spec.architecture}: torch.export cannot trace it for a dynamic batch size: {reason}"
             ) from None
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # it names the source files of this machine
+    return program

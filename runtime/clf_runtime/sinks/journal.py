@@ -16,6 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
+from clf_runtime import system
 from clf_runtime.errors import DataError, MachineError
 
 _PIECE_BYTES = 1 << 20
@@ -79,12 +80,9 @@ class Journal:
             MachineError: Another process has locked it.
             OSError: It cannot be opened.
         """
-        file = path.open("a+b", buffering=0)
-        try:
-            _lock(file, output)
-        except BaseException:
-            file.close()
-            raise
+        file = system.open_locked(path)
+        if file is None:
+            raise MachineError(f"{output}: another clf-run writes this file; wait until it has finished")
         return cls(path, file, output)
 
     def begin(self, identity: Mapping[str, object]) -> None:
@@ -129,9 +127,7 @@ class Journal:
 
     def close(self, remove: bool) -> None:
         """Close the journal, and remove it if nothing is left to resume."""
-        if remove:
-            self._path.unlink(missing_ok=True)
-        self._file.close()
+        system.close_locked(self._file, self._path, remove)
 
     def _complete_lines(self) -> list[bytes]:
         self._file.seek(0)
@@ -172,15 +168,3 @@ def _update_digest(digest: Any, file: IO[bytes], end: int) -> None:
     """Read a file from its position to `end` into a digest."""
     while piece := file.read(min(_PIECE_BYTES, max(0, end - file.tell()))):
         digest.update(piece)
-
-
-def _lock(file: IO[bytes], output: Path) -> None:
-    """Lock a file until it is closed. Raises MachineError if another process has locked it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MachineError(f"{output}: another clf-run writes this file; wait until it has finished") from None

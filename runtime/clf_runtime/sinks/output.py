@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from clf_runtime import files
+from clf_runtime import files, system
 from clf_runtime.errors import DataError, UsageError
 from clf_runtime.preprocess import SUFFIXES
 from clf_runtime.sinks.journal import Checkpoint, Journal, ResumePoint
@@ -167,9 +167,8 @@ class Output:
         self._add_checkpoint(is_last=True)
         self._data.close()
         if self._partial.exists():
-            files.sync(self._partial)
-            self._partial.replace(self._path)
-            files.sync(self._path.parent)
+            system.sync(self._partial)
+            files.replace(self._partial, self._path)
 
 
 def _encode_name(name: str) -> bytes:

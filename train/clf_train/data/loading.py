@@ -18,6 +18,7 @@ from clf_train.data.dataset import Dataset, FileImageSet, ImageSet, Int64Array
 from clf_train.data.decoding import DecodedChunk, Decoder, UnreadableImage
 from clf_train.data.facts import ImageFacts, empty_facts, join_facts
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
+from clf_train.portable import portable_member
 
 OnDecode = Callable[[int], object]
 
@@ -90,8 +91,8 @@ def raise_if_class_lost(before: Dataset, after: Dataset) -> None:
             raise DataError(f"class {label!r}: none of {count} images of its {name} split can be read; repair some")
 
 
-def write_unreadable(folder: Path, unreadable: Sequence[UnreadableImage]) -> Path:
-    """Write unreadable.csv, which lists every image that cannot be read.
+def write_unreadable(folder: Path, unreadable: Sequence[UnreadableImage], data: str) -> Path:
+    """Write unreadable.csv, which lists every image that cannot be read; `data` is the data source as it was typed.
 
     Raises:
         OSError: the file cannot be written.
@@ -99,7 +100,7 @@ def write_unreadable(folder: Path, unreadable: Sequence[UnreadableImage]) -> Pat
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "kind", "message"))
-    rows.writerows((error.path, error.kind, error.message) for error in unreadable)
+    rows.writerows((portable_member(error.path, data), error.kind, error.message) for error in unreadable)
     path = folder / artifacts.UNREADABLE
     files.atomic_write(path, text.getvalue().encode("utf-8", "surrogateescape"))
     return path

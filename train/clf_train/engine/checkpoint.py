@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from clf_runtime import artifacts, files
-from clf_runtime.errors import DataError
+from clf_runtime import artifacts, files, system
+from clf_runtime.errors import DataError, MachineError
 from clf_train.distributed import ProcessGroup
 from clf_train.engine.signals import Interruption
 from clf_train.engine.trainer import Trainer
@@ -39,16 +39,27 @@ class CheckpointStore:
         """Write a checkpoint, and keep the one before it.
 
         Raises:
-            OSError: it cannot be written; the existing checkpoints are unchanged.
+            MachineError: it cannot be written; there is still a checkpoint if there was one before.
         """
         file = io.BytesIO()
         torch.save({"identity": dict(self.identity), "state": dict(state)}, file)
         content = file.getvalue()
         newest, previous = (self.folder / name for name in NAMES)
-        with files.atomic_path(newest) as temporary:
-            temporary.write_bytes(content + hashlib.sha256(content).digest())
-            if newest.exists():
-                newest.replace(previous)
+        try:
+            with files.atomic_path(newest) as temporary:
+                temporary.write_bytes(content + hashlib.sha256(content).digest())
+                system.sync(temporary)
+                if newest.exists():
+                    newest.replace(previous)
+        except OSError as error:
+            kept = (
+                "--resume continues from the one before it"
+                if has_checkpoint(self.folder)
+                else "there is none before it"
+            )
+            raise MachineError(
+                f"{newest}: {(error.strerror or str(error)).lower()}, so this checkpoint is not written; {kept}"
+            ) from None
 
     def load_newest(self, on_warning: Callable[[str], object]) -> Mapping[str, Any] | None:
         """Return the newest state that is not damaged; None if there is none.
@@ -152,10 +163,14 @@ def discard_checkpoints(folder: Path) -> None:
     """Remove the checkpoints of a training run that is not resumed.
 
     Raises:
-        OSError: one cannot be removed.
+        MachineError: one cannot be removed.
     """
-    for name in NAMES:
-        (folder / name).unlink(missing_ok=True)
+    for name in reversed(NAMES):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise MachineError(f"{folder / name}: cannot be removed ({reason}); training has not begun") from None
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

@@ -15,6 +15,7 @@ from clf_train.data.cache import PixelStore
 from clf_train.data.dataset import Int64Array
 from clf_train.engine.features import ImageFeatures
 from clf_train.history import Epoch
+from clf_train.portable import portable_path
 from clf_train.report.splits import LabeledSplits
 
 Float32Array = npt.NDArray[np.float32]
@@ -111,7 +112,7 @@ def predict(results: RunResults) -> Predictions:
     return Predictions(
         labels=tuple(shorten(label) for label in results.spec.labels),
         pixels=results.pixels,
-        names=tuple(map(printable, results.names)) or ("",) * len(results.targets),
+        names=tuple(printable(portable_path(name)) for name in results.names) or ("",) * len(results.targets),
         targets=results.targets,
         predicted=results.probabilities.argmax(axis=1).astype(np.int64),
         confidence=np.nan_to_num(results.probabilities.max(axis=1)),  # a diverged model has none

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,7 +28,7 @@ class TensorBoardWriter:
         if not is_requested:
             return
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             raise MachineError(
                 'tensorboard is not installed; pip install "clf-edge[tensorboard]", or leave out --tensorboard'
@@ -34,7 +36,10 @@ class TensorBoardWriter:
         path = folder / artifacts.TENSORBOARD
         if not is_resumed:
             shutil.rmtree(path, ignore_errors=True)
-        self._writer = SummaryWriter(str(path))
+        path.mkdir(exist_ok=True)
+        # Not torch's SummaryWriter, which names the file after the host.
+        self._writer = RecordWriter((path / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}").open("wb"))
+        self._write_event(file_version="brain.Event:2")
 
     def __enter__(self) -> TensorBoardWriter:
         return self
@@ -72,6 +77,13 @@ class TensorBoardWriter:
 
     def _write(self, scalars: dict[str, float], epoch: int) -> None:
         if self._writer is not None:
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, epoch)
-            self._writer.flush()
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+            self._write_event(step=epoch, summary=Summary(value=values))
+
+    def _write_event(self, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())
+        self._writer.flush()

@@ -1,0 +1,113 @@
+"""No file of a model names the folders, the user or the host of the machine that it was trained on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_command
+from odd_images import drawing
+
+from clf_train.portable import portable_command, portable_member, portable_path
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("digits", "digits"),
+        ("../photos", "../photos"),
+        ("{cwd}/photos/cats.csv", "photos/cats.csv"),
+        ("{cwd}", "."),
+        ("/home/me/photos/", "photos"),
+        ("C:\\Users\\me\\photos", "photos"),
+        ("/", ""),
+    ],
+)
+def test_a_path_is_recorded_without_the_folders_outside_the_current_one(tmp_path, monkeypatch, path, expected):
+    monkeypatch.chdir(tmp_path)
+    assert portable_path(path.replace("{cwd}", str(tmp_path))) == expected
+
+
+def test_a_command_is_recorded_with_portable_paths():
+    arguments = [
+        "-d",
+        "/home/me/my photos",
+        "-a/home/me/out",
+        "--weights=/home/me/w.pth",
+        "--model",
+        "a:b",
+        "--epochs",
+        "2",
+    ]
+    expected = "clf-train -d 'my photos' -aout --weights=w.pth --model a:b --epochs 2"
+    assert portable_command("clf-train", arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "expected"),
+    [
+        ("/home/me/photos/cats/1.jpg", "/home/me/photos", "photos/cats/1.jpg"),
+        ("/home/me/cats/1.jpg", "/home/me/table.csv", "me/cats/1.jpg"),
+        ("/media/1.jpg", "/home/me/table.csv", "1.jpg"),
+        ("photos/1.jpg", "photos", "photos/1.jpg"),
+    ],
+)
+def test_an_image_keeps_its_place_in_the_data(path, data, expected):
+    assert portable_member(path, data) == expected
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return what all files of a folder contain; archives are unpacked."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+        if path.is_file() and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                found |= {f"{path.name}/{name}": archive.read(name) for name in archive.namelist()}
+    return found
+
+
+def assert_nothing_private(folder: Path, *secrets: str) -> None:
+    host = platform.node()
+    secrets = (*secrets, str(ROOT), str(Path.home() / "."), *((host,) if len(host) > 3 else ()))
+    private = [str(Path.home())] if str(Path.home()) != "/root" else []
+    for name, content in contents(folder).items():
+        assert host not in Path(name).name.split(".")
+        for secret in (*secrets, *private):
+            assert secret.encode() not in content, f"{secret} in {name}"
+
+
+def test_no_exported_file_names_the_machine(artifacts):
+    assert_nothing_private(artifacts)
+
+
+def test_training_on_an_absolute_path_records_only_its_name(tmp_path):
+    data, work = tmp_path / "alice-f3b1" / "photos", tmp_path / "work"
+    work.mkdir()
+    for label in ("cat", "dog"):
+        for number in range(12):
+            path = data / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawing(20 + number, 20 if label == "cat" else 40).save(path)
+    (data / "cat/bad.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
+    options = ("--model", "tiny-convnet", "--size", "16", "--epochs", "1", "--tensorboard", "--skip-unreadable")
+    trained = run_command("clf-train", "-d", data, *options, cwd=work)
+    assert trained.code == 0, trained.err
+    assert_nothing_private(work / "artifacts", "alice-f3b1", str(tmp_path))
+    provenance = json.loads((work / "artifacts/model.json").read_text())["provenance"]
+    assert provenance["data"] == "photos"
+    assert provenance["command"].startswith("clf-train -d photos --model")
+    assert "photos/cat/bad.png" in (work / "artifacts/unreadable.csv").read_text()
+    program, *arguments = shlex.split(trained.out.rpartition("next: ")[2])
+    assert (program, arguments[:2]) == ("clf-export", ["--data", str(data)])
+    without = run_command("clf-export", cwd=work)
+    assert without.code == 3
+    assert "if the images of the training have moved, add --data" in without.error
+    exported = run_command(program, *arguments, "-f", "torchscript", "-f", "pt2", cwd=work)
+    assert exported.code == 0, exported.err
+    assert_nothing_private(work / "artifacts", "alice-f3b1", str(tmp_path))

@@ -8,6 +8,7 @@ matches them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -130,7 +131,8 @@ class Journal:
     def close(self, remove: bool) -> None:
         """Close the journal, and remove it if nothing is left to resume."""
         if remove:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it or its folder was removed
+                self._path.unlink()
         self._file.close()
 
     def _complete_lines(self) -> list[bytes]:

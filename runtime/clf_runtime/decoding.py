@@ -73,7 +73,8 @@ class DecoderPool:
 
     def __call__(self, contents: Sequence[Content]) -> DecodedBatch:
         """Decode several images into one array, in the next idle process."""
-        if not self._all:
+        # Only names are sent: open files cannot be, and bytes are faster decoded here.
+        if not self._all or not all(isinstance(content, (str, ImageError)) for content in contents):
             return decode_batch(contents, self._preprocess)
         process = self._idle.get()
         try:

@@ -26,6 +26,9 @@ ImageInput = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | UInt8Arr
 # Checked before decoding: 256 MiB of RGB, where Pillow starts to warn.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
+# What decoding and resizing one image may take, by default.
+MAX_IMAGE_BYTES = 512_000_000
+
 # Pillow reads a few bytes at a time, which took 30 of the 88 us of an MNIST image; smaller files are read at once.
 _READ_AT_ONCE_BYTES = 1 << 20
 

@@ -133,7 +133,7 @@ def test_folders_nested_more_deeply_than_a_path_may_be_long_are_one_record(tmp_p
     monkeypatch.chdir(tmp_path)
     folder = os.open(".", os.O_RDONLY)
     for _ in range(2500):
-        os.mkdir("d", dir_fd=folder)  # noqa: PTH102
+        os.mkdir("d", dir_fd=folder)
         outer, folder = folder, os.open("d", os.O_RDONLY, dir_fd=folder)
         os.close(outer)
     os.close(folder)

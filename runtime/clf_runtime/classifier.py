@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from clf_runtime import onnx_file
+from clf_runtime.decoding import Decoder
 from clf_runtime.errors import ImageError, InvalidModelError, ModelChangedError
 from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.pipeline import run_pipeline
 from clf_runtime.predictions import Failure, Prediction, Result, Score
-from clf_runtime.preprocess import ImageInput, UInt8Array, pixels_from_image
+from clf_runtime.preprocess import MAX_IMAGE_BYTES, ImageInput, UInt8Array
 from clf_runtime.session import Float32Array, Session
 from clf_runtime.sources import ImageSource
 from clf_runtime.spec import ModelSpec
@@ -53,16 +54,18 @@ class Classifier:
     file: OnnxFile
     spec: ModelSpec
 
-    def __init__(self, file: OnnxFile, session: Session, workers: int) -> None:
+    def __init__(self, file: OnnxFile, session: Session, workers: int, max_image_bytes: int = MAX_IMAGE_BYTES) -> None:
         """Store an open model. Use `load` to open one.
 
         Args:
             file: The model file.
             session: The session that runs its graph.
             workers: How many images `predict_files` has in progress at once.
+            max_image_bytes: The memory that decoding and resizing one image may take.
         """
         self.file = file
         self.spec = file.spec
+        self._decoder = Decoder(file.spec.preprocess, max_image_bytes)
         self._provider = session.provider
         self._warning = session.warning
         self._open_session: Session | None = session
@@ -76,6 +79,7 @@ class Classifier:
         device: str = "auto",
         threads: int | None = None,
         workers: int = 1,
+        max_image_bytes: int = MAX_IMAGE_BYTES,
     ) -> Classifier:
         """Load an exported ONNX file, after verifying its digest and its spec.
 
@@ -89,6 +93,8 @@ class Classifier:
             threads: How many cores to use. By default, all that the CPU affinity and the cgroup quota allow.
             workers: How many images `predict_files` has in progress at once. With 1, one image uses all cores: the
                 lowest latency. With as many as `threads`, each core works on images of its own: the highest throughput.
+            max_image_bytes: The memory that decoding and resizing one image may take, estimated from its header; an
+                image that needs more is an ImageError of the kind `"too-large"`.
 
         Returns:
             The loaded model.
@@ -114,7 +120,7 @@ class Classifier:
                 if attempt == _ATTEMPTS:
                     raise
         _check_graph_matches_spec(file, session)
-        return cls(file, session, workers)
+        return cls(file, session, workers, max_image_bytes)
 
     @property
     def provider(self) -> str:
@@ -165,7 +171,7 @@ class Classifier:
             >>> classifier.predict("img.jpg", top=3).top  # doctest: +SKIP
             (Score(label='7', score=0.99...), Score(label='1', score=0.00...), Score(label='9', score=0.00...))
         """
-        pixels = pixels_from_image(image, self.spec.preprocess)
+        pixels = self._decoder.decode(image)
         return self._prediction(_path(image), self._infer(pixels[None], top)[0])
 
     def predict_batch(
@@ -248,7 +254,7 @@ class Classifier:
     ) -> Iterator[tuple[ImageSource, Result]]:
         """Yield each source that `clf_runtime.sources` found with its result, lazily and in order."""
         infer = partial(self._infer, top=top)
-        outputs = run_pipeline(iter(sources), infer, self.spec.preprocess, self._workers, batch_size)
+        outputs = run_pipeline(iter(sources), infer, self._decoder, self._workers, batch_size)
         for source, output in outputs:
             if isinstance(output, ImageError):
                 yield source, Failure(source.name, output.kind, str(output))

@@ -76,6 +76,14 @@ Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
 @click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Number of images per inference call."
 )
+@click.option(
+    "--max-image-bytes",
+    type=click.IntRange(1),
+    default=512_000_000,
+    show_default=True,
+    metavar="N",
+    help="Memory that decoding and resizing one image may take.",
+)
 @click.option("--self-test", is_flag=True, help="Verify on this machine that the model returns the logits of PyTorch.")
 @click.option("--info", is_flag=True, help="Describe the model, and show where its graph runs on this machine.")
 @click.option("--doctor", is_flag=True, help="Check this machine and the model, and show how to fix problems.")
@@ -94,6 +102,7 @@ def command(
     device: str,
     threads: int | None,
     batch_size: int,
+    max_image_bytes: int,
     self_test: bool,
     info: bool,
     doctor: bool,
@@ -128,6 +137,7 @@ def command(
             device=device,
             threads=threads,
             batch_size=batch_size,
+            max_image_bytes=max_image_bytes,
             output=None if output is None else Path(output),
             resume=resume,
             annotate=None if annotate is None else Path(annotate),

@@ -20,7 +20,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from clf_runtime.errors import ImageError
-from clf_runtime.preprocess import UInt8Array, pixels_from_image
+from clf_runtime.preprocess import MAX_IMAGE_BYTES, UInt8Array, pixels_from_image
 from clf_runtime.sources import Content
 from clf_runtime.spec import Preprocess
 
@@ -32,18 +32,32 @@ class DecodedBatch(NamedTuple):
     errors: dict[int, ImageError]  # by position among all images
 
 
+class Decoder(NamedTuple):
+    """How images become pixels, and what one of them may take."""
+
+    preprocess: Preprocess
+    max_image_bytes: int = MAX_IMAGE_BYTES
+
+    def decode(self, content: Content) -> UInt8Array:
+        """Return the pixels of one image. Raises ImageError, also if the memory does not suffice."""
+        if isinstance(content, ImageError):
+            raise content
+        try:
+            return pixels_from_image(content, self.preprocess, self.max_image_bytes)
+        except MemoryError:
+            raise ImageError("too-large", "this machine has not enough memory to decode it; scale it down") from None
+
+
 Decode = Callable[[Sequence[Content]], DecodedBatch]
 
 
-def decode_batch(contents: Sequence[Content], preprocess: Preprocess) -> DecodedBatch:
+def decode_batch(contents: Sequence[Content], decoder: Decoder) -> DecodedBatch:
     """Decode several images into one array."""
-    pixels = np.empty((len(contents), *preprocess.shape), np.uint8)
+    pixels = np.empty((len(contents), *decoder.preprocess.shape), np.uint8)
     errors: dict[int, ImageError] = {}
     for position, content in enumerate(contents):
         try:
-            if isinstance(content, ImageError):
-                raise content
-            pixels[position - len(errors)] = pixels_from_image(content, preprocess)
+            pixels[position - len(errors)] = decoder.decode(content)
         except ImageError as error:
             errors[position] = error
     return DecodedBatch(pixels[: len(contents) - len(errors)], errors)
@@ -52,10 +66,10 @@ def decode_batch(contents: Sequence[Content], preprocess: Preprocess) -> Decoded
 class DecoderPool:
     """Processes that decode, as many batches at once as there are processes. Safe to call from several threads."""
 
-    def __init__(self, count: int, preprocess: Preprocess) -> None:
+    def __init__(self, count: int, decoder: Decoder) -> None:
         """Store how many processes `__enter__` starts."""
         self._count = count
-        self._preprocess = preprocess
+        self._decoder = decoder
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._all: list[_Process] = []
 
@@ -63,7 +77,7 @@ class DecoderPool:
         """Start the processes. They end with the context, or when this process ends for whatever reason."""
         with contextlib.suppress(OSError):  # no more processes are allowed here; fewer do the work, or none
             for _ in range(self._count):
-                self._all.append(_Process(self._preprocess, self._all))
+                self._all.append(_Process(self._decoder, self._all))
                 self._idle.put(self._all[-1])
         return self
 
@@ -73,14 +87,15 @@ class DecoderPool:
 
     def __call__(self, contents: Sequence[Content]) -> DecodedBatch:
         """Decode several images into one array, in the next idle process."""
-        if not self._all:
-            return decode_batch(contents, self._preprocess)
+        # Only names are sent: open files cannot be, and bytes are faster decoded here.
+        if not self._all or not all(isinstance(content, (str, ImageError)) for content in contents):
+            return decode_batch(contents, self._decoder)
         process = self._idle.get()
         try:
             return process.decode_batch(contents)
         except (OSError, EOFError, pickle.UnpicklingError):
             # Something ended the process, most likely a lack of memory. This process can decode too.
-            return decode_batch(contents, self._preprocess)
+            return decode_batch(contents, self._decoder)
         finally:
             self._idle.put(process)
 
@@ -93,12 +108,12 @@ def can_fork() -> bool:
 class _Process:
     """One forked process and the two pipes to it."""
 
-    def __init__(self, preprocess: Preprocess, earlier: Sequence[_Process]) -> None:
+    def __init__(self, decoder: Decoder, earlier: Sequence[_Process]) -> None:
         requests, self._requests = _open_pipe()
         self._replies, replies = _open_pipe()
         with requests, replies:  # the forked process has its own copies
             try:
-                self._id = _fork(lambda: _serve(requests, replies, preprocess, (*earlier, self)))
+                self._id = _fork(lambda: _serve(requests, replies, decoder, (*earlier, self)))
             except OSError:
                 self.close_pipes()
                 raise
@@ -146,10 +161,10 @@ def _open_pipe() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(reading_end, "rb"), os.fdopen(writing_end, "wb")
 
 
-def _serve(requests: BinaryIO, replies: BinaryIO, preprocess: Preprocess, others: Iterable[_Process]) -> None:
+def _serve(requests: BinaryIO, replies: BinaryIO, decoder: Decoder, others: Iterable[_Process]) -> None:
     """In a forked process: decode until the pipe of requests is closed."""
     for process in others:  # with a copy of these ends, no forked process would notice that the first one has ended
         process.close_pipes()
     while True:
-        pickle.dump(decode_batch(pickle.load(requests), preprocess), replies, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(decode_batch(pickle.load(requests), decoder), replies, pickle.HIGHEST_PROTOCOL)
         replies.flush()

@@ -10,11 +10,10 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeVar
 
-from clf_runtime.decoding import Decode, DecoderPool, can_fork, decode_batch
+from clf_runtime.decoding import Decode, Decoder, DecoderPool, can_fork, decode_batch
 from clf_runtime.errors import ImageError
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.sources import Content, ImageSource
-from clf_runtime.spec import Preprocess
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -37,7 +36,7 @@ _SMALL_CHUNK = 128  # files that a process decodes at a time
 def run_pipeline(
     sources: Iterator[ImageSource],
     infer: Callable[[UInt8Array], Sequence[Output]],
-    preprocess: Preprocess,
+    decoder: Decoder,
     threads: int,
     batch_size: int,
 ) -> Iterator[tuple[ImageSource, Output | ImageError]]:
@@ -50,7 +49,7 @@ def run_pipeline(
         sources: The images; may be infinite.
         infer: Takes pixels, uint8 (n, height, width, channels) with n up to `batch_size`, and returns n outputs. It is
             called from several threads.
-        preprocess: The model's preprocessing.
+        decoder: The model's preprocessing, and what one image may take.
         threads: How many images are in progress at once.
         batch_size: How many images `infer` gets at once.
     """
@@ -65,13 +64,13 @@ def run_pipeline(
             for position, source in enumerate(chunk)
         ]
 
-    decode_here: Decode = partial(decode_batch, preprocess=preprocess)
-    may_fork = threads > 1 and math.prod(preprocess.shape) <= _SMALL_INPUT_BYTES and can_fork()
+    decode_here: Decode = partial(decode_batch, decoder=decoder)
+    may_fork = threads > 1 and math.prod(decoder.preprocess.shape) <= _SMALL_INPUT_BYTES and can_fork()
     first = _until_small(sources) if may_fork else sources
     yield from _map_chunks(partial(process_chunk, decode=decode_here), _chunks(first, batch_size), threads)
     if (following := next(sources, None)) is not None:
         rest = _chunks(chain([following], sources), max(batch_size, _SMALL_CHUNK))
-        with DecoderPool(threads, preprocess) as decoder_pool:
+        with DecoderPool(threads, decoder) as decoder_pool:
             # One thread more, so that no process waits while results are put together.
             yield from _map_chunks(partial(process_chunk, decode=decoder_pool), rest, threads + 1)
 

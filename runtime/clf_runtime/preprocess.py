@@ -26,6 +26,13 @@ ImageInput = str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | UInt8Arr
 # Checked before decoding: 256 MiB of RGB, where Pillow starts to warn.
 MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
+# The side of the largest JPEG. A strip of 1 x 80,000,000 pixels takes gigabytes while it is resized.
+MAX_SIDE = 65_535
+
+# The memory that decoding and resizing one image may take, by default; and what no format and mode exceeds per pixel.
+MAX_IMAGE_BYTES = 512_000_000
+_MOST_BYTES_PER_PIXEL = 32
+
 # Pillow reads a few bytes at a time, which took 30 of the 88 us of an MNIST image; smaller files are read at once.
 _READ_AT_ONCE_BYTES = 1 << 20
 
@@ -67,13 +74,14 @@ _SIDEWAYS = frozenset((5, 6, 7, 8))
 _RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def pixels_from_image(image: ImageInput, preprocess: Preprocess) -> UInt8Array:
+def pixels_from_image(image: ImageInput, preprocess: Preprocess, max_bytes: int = MAX_IMAGE_BYTES) -> UInt8Array:
     """Decode one image and resize it to the model's input.
 
     Args:
         image: A path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape (H, W),
             (H, W, 1) or (H, W, 3).
         preprocess: The model's preprocessing.
+        max_bytes: The memory that the image may take; if it needs more, that is an error.
 
     Returns:
         Pixels, uint8 (preprocess.height, preprocess.width, preprocess.channels).
@@ -81,11 +89,11 @@ def pixels_from_image(image: ImageInput, preprocess: Preprocess) -> UInt8Array:
     Raises:
         ImageError: The image cannot be read.
     """
-    image = resize_image(decode_image(image, preprocess), preprocess)
+    image = resize_image(decode_image(image, preprocess, max_bytes), preprocess, max_bytes)
     return np.frombuffer(image.tobytes(), np.uint8).reshape(preprocess.shape)
 
 
-def decode_image(image: ImageInput, preprocess: Preprocess) -> Image.Image:
+def decode_image(image: ImageInput, preprocess: Preprocess, max_bytes: int = MAX_IMAGE_BYTES) -> Image.Image:
     """Decode one image, upright and in the spec's color mode, at its own size.
 
     Raises:
@@ -94,22 +102,23 @@ def decode_image(image: ImageInput, preprocess: Preprocess) -> Image.Image:
     if isinstance(image, np.ndarray):
         return convert_color(_image_from_array(image), preprocess)
     if isinstance(image, Image.Image):
-        return _decode(image, preprocess)
+        return _decode(image, preprocess, max_bytes)
     try:
         with _open_binary(image) as file:
-            return _decode(open_image(file), preprocess)
+            return _decode(open_image(file), preprocess, max_bytes)
     except OSError as error:
         raise image_error_from_os_error(error) from None
 
 
-def resize_image(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def resize_image(image: Image.Image, preprocess: Preprocess, max_bytes: int = MAX_IMAGE_BYTES) -> Image.Image:
     """Resize an image to the model's input: squash it, crop its center, or pad it with the background.
 
     Raises:
         ImageError: The image is so elongated that it would be too large before its crop.
     """
     size = _resampled_size(image.size, preprocess)
-    if size[0] * size[1] > MAX_PIXELS:  # for example a strip of 1 x 100,000 pixels
+    most = max(size[0] * size[1], size[0] * image.height)
+    if most > MAX_PIXELS or most * 4 > max_bytes:  # for example a strip of 1 x 100,000 pixels
         raise ImageError(
             "too-large",
             f"{image.width:,} x {image.height:,} pixels would be resized to {size[0]:,} x {size[1]:,} before the crop; "
@@ -198,14 +207,40 @@ def open_image(file: IO[bytes]) -> Image.Image:
     raise ImageError("not-an-image", f"it starts with {head!r}, which is no supported image format{hint}")
 
 
-def _decode(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    if image.width * image.height > MAX_PIXELS:
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if max(size) > MAX_SIDE:
+        raise ImageError(
+            "too-large", f"{width:,} x {height:,} pixels, expected at most {MAX_SIDE:,} per side; crop the image first"
+        )
+    if width * height > MAX_PIXELS:
         raise ImageError(
             "too-large",
-            f"{image.width:,} x {image.height:,} pixels, expected at most {MAX_PIXELS:,} in total; scale it down",
+            f"{width:,} x {height:,} pixels, expected at most {MAX_PIXELS:,} in total; scale it down",
         )
+
+
+def _check_budget(image: Image.Image, size: tuple[int, int], preprocess: Preprocess, max_bytes: int) -> None:
+    """Raise ImageError if decoding takes too much; `size` is that of the image before a JPEG is reduced."""
+    from clf_runtime import budget  # most images do not need it
+
+    budget.check_scans(image)
+    needed = budget.decoding_bytes(image, size, preprocess)
+    if needed > max_bytes:
+        raise ImageError(
+            "too-large",
+            f"decoding {size[0]:,} x {size[1]:,} pixels of mode {image.mode} takes {needed / 1e6:,.0f} MB, expected at "
+            f"most {max_bytes / 1e6:,.0f}; scale it down or raise --max-image-bytes",
+        )
+
+
+def _decode(image: Image.Image, preprocess: Preprocess, max_bytes: int) -> Image.Image:
+    size = image.size
+    _check_size(size)
     try:
         _reduce_jpeg(image, preprocess)
+        if size[0] * size[1] * _MOST_BYTES_PER_PIXEL > max_bytes or "progressive" in image.info:
+            _check_budget(image, size, preprocess, max_bytes)
         image.load()
         # After loading: a PNG may have its EXIF block behind its pixels, and Pillow rotates a TIFF while it loads it.
         orientation = _orientation(image)
@@ -258,6 +293,8 @@ def _open_binary(image: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]
     if isinstance(image, bytes):
         return io.BytesIO(image)
     if not isinstance(image, (str, os.PathLike)):
+        if not hasattr(image, "read"):
+            raise TypeError(f"expected one image (path, bytes, file, PIL image or array), found {type(image).__name__}")
         return io.BytesIO(image.read())
     # Before opening: opening a pipe waits for a writer that may never come.
     try:

@@ -47,6 +47,7 @@ class RunOptions(NamedTuple):
     device: str
     threads: int | None
     batch_size: int
+    max_image_bytes: int
     output: Path | None
     resume: bool
     annotate: Path | None
@@ -114,7 +115,7 @@ class Run:
             OSError: A file cannot be read or written.
         """
         target = self._check_targets()
-        sources = find_images(self._options.images, self._options.recursive)
+        sources = find_images(self._options.images, self._options.recursive, self._options.max_image_bytes)
         first = list(islice(sources, 2))
         self._load(is_single=len(first) < 2)
         if target is None:
@@ -142,7 +143,13 @@ class Run:
         cores = options.threads or usable_cores()
         # One image uses all cores; of many, each core has its own.
         workers = 1 if is_single else cores
-        self._classifier = Classifier.load(options.model, device=options.device, threads=cores, workers=workers)
+        self._classifier = Classifier.load(
+            options.model,
+            device=options.device,
+            threads=cores,
+            workers=workers,
+            max_image_bytes=options.max_image_bytes,
+        )
         if self._classifier.warning:
             self._callbacks.on_warning(self._classifier.warning)
         self._statistics = RunStatistics(self._classifier.provider)
@@ -150,7 +157,7 @@ class Run:
         if options.annotate is not None:
             from clf_runtime.sinks.annotate import Annotations
 
-            self._annotations = Annotations(options.annotate, self._classifier.spec.preprocess)
+            self._annotations = Annotations(options.annotate, self._classifier.spec.preprocess, options.max_image_bytes)
             self._annotations.create_folder()
 
     def _write_file(self, target: Path, sources: Iterator[ImageSource]) -> None:
@@ -206,6 +213,7 @@ class Run:
             "--format": self._options.output_format,
             "--top": self._options.top,
             "--threshold": self._options.threshold,
+            "--max-image-bytes": self._options.max_image_bytes,
             "folder": os.fsencode(Path.cwd()).decode("utf-8", "backslashreplace"),
         }
 

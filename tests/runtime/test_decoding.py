@@ -58,6 +58,15 @@ def test_results_are_those_of_one_thread_in_order_with_failures_in_their_places(
     assert {result.kind for result in results if isinstance(result, Failure)} == {"damaged", "not-found"}
 
 
+def test_open_files_may_follow_after_paths(parallel, samples):
+    images = [*islice(cycle(map(str, samples)), 140), *(path.open("rb") for path in samples), *map(str, samples)]
+    results = parallel.predict_batch(images)
+    for image in images[140:156]:
+        image.close()
+    labels = [result.label for result in results]
+    assert labels[140:156] == labels[156:] == labels[:16]
+
+
 def test_no_result_is_lost_if_decoding_processes_are_killed(parallel, samples):
     paths = list(islice(cycle(samples), 3000))
     results = []

@@ -20,6 +20,7 @@ from conftest import BIN
 
 from clf_runtime import Prediction, Score, progress
 from clf_runtime.cli import _summarize
+from clf_runtime.errors import DataError, MachineError
 from clf_runtime.predictions import FORMATTERS, UNKNOWN
 from clf_runtime.progress import ProgressBar, format_duration, format_rate
 from clf_runtime.run import RunStatistics
@@ -215,10 +216,7 @@ def test_a_different_run_cannot_be_resumed(run, folder, arguments, message):
     assert done.code == 3
     assert message in done.error
     assert "leave out --resume to start over" in done.error
-    # The kill may come between a result and its checkpoint: opening the journal removes that one result.
-    kept = (folder / "answers.partial").read_bytes()
-    assert partial.startswith(kept)
-    assert kept.count(b"\n") >= max(1, partial.count(b"\n") - 1)
+    assert (folder / "answers.partial").read_bytes() == partial
 
 
 def test_a_run_in_another_folder_cannot_be_resumed(run, folder):
@@ -332,6 +330,61 @@ def test_a_journal_with_a_damaged_first_line_is_ignored(partial, first):
     path = partial.with_name("answers.partial.journal")
     path.write_bytes(first + b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
     assert resume(partial) == 0
+
+
+def test_results_without_a_checkpoint_stay_if_a_different_run_cannot_be_resumed(partial):
+    content = partial.read_bytes() + b"a result that was written just before the kill\n"
+    partial.write_bytes(content)
+    journal = partial.with_name("answers.partial.journal")
+    lines = journal.read_bytes()
+
+    def resume_different() -> None:
+        with new_output(partial.parent, resume=True) as different:
+            different.skip("other.png")
+            different.check_skipped()
+
+    with pytest.raises(DataError, match="not those"):
+        resume_different()
+    assert (partial.read_bytes(), journal.read_bytes()) == (content, lines)
+    assert resume(partial) == 6
+
+
+def remove_partial(folder: Path) -> None:
+    (folder / "answers.partial").unlink()
+
+
+def replace_partial(folder: Path) -> None:
+    (folder / "answers.partial").rename(folder / "aside")
+    (folder / "answers.partial").write_text("not ours")
+
+
+def move_folder(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def replace_folder(folder: Path) -> None:
+    move_folder(folder)
+    folder.write_text("a file")
+
+
+@pytest.mark.parametrize("attack", [remove_partial, replace_partial, move_folder, replace_folder])
+@pytest.mark.parametrize("count", [0, 3])
+def test_results_that_lose_their_name_while_they_are_written_are_an_error(tmp_path, monkeypatch, attack, count):
+    monkeypatch.setattr(output, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "answers").write_text("results of yesterday")
+
+    def write_and_attack() -> None:
+        with new_output(folder) as written:
+            write_results(written, results(count))
+            attack(folder)
+
+    with pytest.raises(MachineError, match=r"answers\.partial was removed, moved or replaced"):
+        write_and_attack()
+    left = {path.name: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left["answers"] == "results of yesterday"
+    assert ("not ours" in left.values()) == (attack is replace_partial)
 
 
 @pytest.mark.parametrize("existing", [None, "results of yesterday"])

@@ -12,6 +12,7 @@ import pytest
 from odd_images import drawing, odd_images
 from PIL import Image
 
+from clf_runtime.classifier import Classifier
 from clf_runtime.errors import IMAGE_ERROR_KINDS, ImageError
 from clf_runtime.preprocess import MAX_PIXELS, image_error_from_os_error, pixels_from_image
 from clf_runtime.spec import Preprocess
@@ -186,8 +187,9 @@ def test_an_image_truncated_at_any_byte_is_an_error_or_complete():
 def test_an_image_with_a_flipped_bit_is_decoded_or_an_image_error_and_nothing_else():
     source = np.random.default_rng(0)
     seen = set()
-    for content in (encoded("PNG"), encoded("JPEG")):
-        for position in source.integers(0, len(content), 300):
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"):
+        content = encoded(kind)
+        for position in source.integers(0, len(content), 200):
             broken = bytearray(content)
             broken[position] ^= 1 << int(source.integers(8))
             outcome = pixels_or_kind(bytes(broken))
@@ -209,6 +211,65 @@ def test_a_decompression_bomb_larger_than_pillows_own_limit_is_an_error():
     header = (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
     bomb = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
     assert error_of(bomb).kind == "too-large"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (1, 80_000_000, "at most 65,535 per side"),
+        (9400, 9400, "of mode RGBA takes 1,414 MB, expected at most 512"),
+        (60_000, 60_000, "in total"),
+    ],
+)
+def test_an_image_that_would_take_gigabytes_is_an_error_from_its_header(width, height, message):
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x06\x00\x00\x00"
+    error = error_of(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"") + _chunk(b"IEND", b""))
+    assert error.kind == "too-large"
+    assert message in str(error)
+
+
+def test_the_budget_counts_what_each_mode_and_format_takes(tmp_path):
+    for path in odd_images(tmp_path).values():
+        with pytest.raises(ImageError) as error:
+            pixels_from_image(path, RGB, 1)
+        assert error.value.kind in ("too-large", "unsupported"), path
+        assert pixels_from_image(path, RGB).shape == RGB.shape
+
+
+def test_a_progressive_jpeg_needs_its_coefficients_and_few_scans():
+    file = io.BytesIO()
+    drawing(640, 480).save(file, "JPEG", progressive=True)
+    content = file.getvalue()
+    assert pixels_from_image(content, RGB).shape == RGB.shape
+    with pytest.raises(ImageError, match="mode RGB takes 2 MB"):
+        pixels_from_image(content, RGB, 1_000_000)
+    last = content.rindex(b"\xff\xda")
+    error = error_of(content[:last] + content[last:-2] * 500 + content[-2:])
+    assert (error.kind, "scans in a JPEG" in str(error)) == ("too-large", True)
+    assert pixels_from_image(Image.open(io.BytesIO(content)), RGB).shape == RGB.shape
+    loaded = Image.open(io.BytesIO(content))
+    loaded.load()
+    assert pixels_from_image(loaded, RGB).shape == RGB.shape
+
+
+def test_a_strip_whose_resizing_takes_too_much_is_an_error():
+    wide = Preprocess("RGB", 8, 4000, "squash", 1.0, "bilinear", (0, 0, 0))
+    assert error_of(np.zeros((60_000, 1), np.uint8), wide).kind == "too-large"
+
+
+def test_a_lack_of_memory_is_a_record_of_the_image_that_needed_it(model, samples, monkeypatch):
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    classifier = Classifier.load(model)
+    monkeypatch.setitem(Image.OPEN, "GIF", (fail, None))
+    results = classifier.predict_batch([samples[0], encoded("GIF"), samples[1]])
+    assert [getattr(result, "kind", None) for result in results] == [None, "too-large", None]
+
+
+def test_a_list_of_images_is_not_one_image(model):
+    with pytest.raises(TypeError, match=r"expected one image .*, found list"):
+        Classifier.load(model).predict(["a.png"])
 
 
 def test_a_lack_of_memory_is_not_an_error_of_the_image(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -87,6 +88,106 @@ def test_a_list_that_is_missing_unreadable_or_empty_is_a_failure():
     Path("empty.txt").write_bytes(b"\n\n")
     found = errors("@none.txt", "@in", "@empty.txt")
     assert found == [("@none.txt", "not-found"), ("@in", "unreadable"), ("@empty.txt", "empty")]
+
+
+def test_a_bad_entry_of_a_folder_has_one_record_and_the_rest_goes_on(command, artifacts, samples, tmp_path, no_root):
+    for name in ("in/a.png", "in/lost+found/b.png", "in/z.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(samples[0], tmp_path / name)
+    (tmp_path / "in/circle.png").symlink_to("circle.png")
+    (tmp_path / "in/lost+found").chmod(0)
+    for option in ((), ("-r",)):
+        done = command("clf-run", "-a", artifacts, *option, "in", "--format", "jsonl", cwd=tmp_path, prefix=no_root)
+        kinds = {
+            record["path"]: record.get("error", {}).get("kind") for record in map(json.loads, done.out.splitlines())
+        }
+        expected = {"in/a.png": None, "in/circle.png": "unreadable", "in/lost+found": "no-permission", "in/z.png": None}
+        if not option:
+            del expected["in/lost+found"]
+        assert kinds == expected
+        assert done.code == 1
+
+
+def test_a_folder_whose_listing_breaks_off_keeps_what_was_listed(tmp_path, samples, monkeypatch):
+    shutil.copy(samples[0], tmp_path / "a.png")
+
+    class Failing:
+        def __init__(self, folder: str) -> None:
+            self.entries = scandir(folder)
+
+        def __enter__(self):
+            yield from self.entries
+            raise OSError(errno.EIO, "Input/output error")
+
+        def __exit__(self, *_: object) -> None:
+            self.entries.close()
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", Failing)
+    found = list(find_images([str(tmp_path)], False))
+    assert [source.name for source in found] == [str(tmp_path), f"{tmp_path}/a.png"]
+    assert found[0].content.kind == "unreadable"
+
+
+def test_folders_nested_more_deeply_than_a_path_may_be_long_are_one_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = os.open(".", os.O_RDONLY)
+    for _ in range(2500):
+        os.mkdir("d", dir_fd=folder)
+        outer, folder = folder, os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(outer)
+    os.close(folder)
+    drawing(8, 8).save("z.png")
+    found = list(find_images(["."], True))
+    assert [getattr(source.content, "kind", None) for source in found] == ["unreadable", None]
+    assert found[1].name == "./z.png"
+    (error,) = find_images(["**/*.jpg"], True)
+    assert error.content.kind in ("unreadable", "not-found")
+    subprocess.run(["rm", "-r", "d"], check=True)
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_name_that_is_too_long_or_unreachable_does_not_end_a_list():
+    Path("circle").symlink_to("circle")
+    Path("list.txt").write_text(f"a b.png\n{'x' * 300}\ncircle/x.png\n{'y/' * 3000}\nin\n")
+    sources = list(find_images(["@list.txt"], False))
+    assert [source.name for source in sources][-2:] == ["in/e.png", "in/f.png"]
+    assert errors("@" + "x" * 300) == [("@" + "x" * 300, "unreadable")]
+
+
+@pytest.mark.usefixtures("odd")
+def test_a_list_is_read_in_pieces():
+    for separator in ("\r\n", "\0"):
+        Path("list.txt").write_bytes(separator.join(f"{number}/in.png" for number in range(20_000)).encode())
+        assert names("@list.txt") == [f"{number}/in.png" for number in range(20_000)]
+
+
+@pytest.mark.parametrize("content", ["zeros", "lines", "one name"])
+def test_a_source_without_end_is_not_read_as_a_list(tmp_path, content):
+    if content == "zeros":
+        (tmp_path / "list").symlink_to("/dev/zero")
+    else:
+        (tmp_path / "list").write_bytes(b"\n" * 10**6 if content == "lines" else b"x" * 10**6)
+    (source,) = find_images([f"@{tmp_path}/list"], False)
+    assert (source.content.kind, str(source.content)) == (
+        "unreadable",
+        "65,536 bytes without a name; expected one name per line",
+    )
+
+
+def test_an_image_on_stdin_is_read_up_to_the_limit(monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff\xd8\xff" + bytes(5_000_000)))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    (source,) = find_images(["-"], False, 2_000_000)
+    assert (source.content.kind, str(source.content)) == ("too-large", "more than 2 MB on stdin; name a file")
+    assert stdin.buffer.tell() < 2_000_100
+
+
+def test_stdin_that_cannot_be_read_is_a_record(command, artifacts, tmp_path):
+    script = f"'{BIN}/clf-run' - @- -a '{artifacts}' --format jsonl 0> '{tmp_path}/write-only'"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert [json.loads(line)["error"]["kind"] for line in done.stdout.splitlines()] == ["unreadable"] * 2
+    assert done.returncode == 1
 
 
 def test_the_output_of_find_can_be_piped_in(command, odd, artifacts):

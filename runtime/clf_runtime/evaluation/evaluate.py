@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from clf_runtime.classifier import Classifier
+from clf_runtime.decoding import Decoder
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.evaluation.compare import compare
 from clf_runtime.evaluation.labels import LabelMatch, list_labels, match_labels, suggest_label
@@ -161,7 +162,7 @@ def _evaluate_model(
     scores = _Scores()
     started = time.perf_counter()
     outputs = run_pipeline(
-        images.sources(positions), infer, classifier.spec.preprocess, options.cores, options.batch_size
+        images.sources(positions), infer, Decoder(classifier.spec.preprocess), options.cores, options.batch_size
     )
     for position, (source, output) in zip(positions, outputs, strict=True):
         if isinstance(output, ImageError):

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clf_runtime import files
 from clf_runtime.errors import ImageError, MachineError, UsageError
 from clf_runtime.predictions import Failure, Prediction, Result
-from clf_runtime.preprocess import decode_image
+from clf_runtime.preprocess import MAX_IMAGE_BYTES, decode_image
 from clf_runtime.sources import STDIN, ImageSource
 from clf_runtime.spec import Preprocess
 
@@ -53,13 +53,15 @@ def check_folder(folder: Path, arguments: Iterable[str], recursive: bool) -> Non
     Raises:
         UsageError: The folder has other content, or is inside a folder that is read.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise UsageError(f"--annotate {folder}: a link that leads nowhere; name a folder")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--annotate {folder}: this is a file; name a folder")
     if folder.exists() and not (folder / MARKER).exists() and any(folder.iterdir()):
         raise UsageError(f"--annotate {folder}: the folder contains other files; name a new or an empty one")
-    inside = folder.resolve()
+    inside = Path(os.path.realpath(folder))  # Path.resolve raises for links in a circle
     for argument in arguments:
-        read = Path(argument).resolve()
+        read = Path(os.path.realpath(argument))
         if read.is_dir() and (read == inside or (recursive and inside.is_relative_to(read))):
             raise UsageError(
                 f"--annotate {folder}: the folder is inside {argument}, which is read; name a folder elsewhere"
@@ -69,14 +71,16 @@ def check_folder(folder: Path, arguments: Iterable[str], recursive: bool) -> Non
 class Annotations:
     """Draws predictions into copies of the images, in one folder."""
 
-    def __init__(self, folder: Path, preprocess: Preprocess) -> None:
+    def __init__(self, folder: Path, preprocess: Preprocess, max_image_bytes: int = MAX_IMAGE_BYTES) -> None:
         """Store where to write.
 
         Args:
             folder: The folder.
             preprocess: The model's preprocessing; its background is drawn under transparency.
+            max_image_bytes: The memory that decoding an image, here in full size, may take.
         """
         self._folder = folder
+        self._max_image_bytes = max_image_bytes
         background = preprocess.background if preprocess.color == "RGB" else preprocess.background * 3
         # With a target that is larger than any image, the decoder does not reduce a JPEG.
         self._preprocess = replace(
@@ -105,7 +109,9 @@ class Annotations:
             return
         # An image that has changed since it was classified still has its result.
         with contextlib.suppress(ImageError):
-            self._write(path, annotate_image(decode_image(source.content, self._preprocess), result))
+            self._write(
+                path, annotate_image(decode_image(source.content, self._preprocess, self._max_image_bytes), result)
+            )
 
     def _reserve_path(self, path: Path) -> Path:
         """Return `path`, or a numbered variant if another image has it already."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 from clf_runtime import files, system
-from clf_runtime.errors import DataError, UsageError
+from clf_runtime.errors import DataError, MachineError, UsageError
 from clf_runtime.preprocess import SUFFIXES
 from clf_runtime.sinks.journal import Checkpoint, Journal, ResumePoint
 
@@ -64,6 +64,7 @@ class Output:
         self._partial = path.with_name(f"{path.name}.partial")
         self._names = hashlib.sha256()
         self._checkpoint_due = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
+        self._is_renamed = False  # whether the interrupted run ended after it had given the file its name
         self.discarded = 0
         self.is_complete = False
 
@@ -86,6 +87,7 @@ class Output:
         except BaseException:
             self._journal.close(remove=False)
             raise
+        self._start = start
         self._content = start.content
         self._last = start.checkpoint
         self._expected_names = start.checkpoint.names
@@ -94,19 +96,19 @@ class Output:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        is_finished = error is None
+        is_finished = False
         try:
-            if is_finished:
+            if error is None:
                 self._finish()
+                is_finished = True
         except OSError as full:
-            is_finished = False
             full.filename = full.filename or str(self._path)  # the error of a full disk does not name the file
             raise
         finally:
+            if not is_finished and not self._last.images and self._is_in_place():
+                self._partial.unlink()
             with contextlib.suppress(OSError):
                 self._data.close()
-            if not is_finished and not self._last.images:
-                self._partial.unlink(missing_ok=True)
             self._journal.close(remove=is_finished or not self._last.images)
         if isinstance(error, OSError):
             error.filename = error.filename or str(self._path)
@@ -118,12 +120,18 @@ class Output:
         self._names.update(_encode_name(name))
 
     def check_skipped(self) -> None:
-        """Raise DataError if the skipped images are not those that the interrupted run has classified."""
+        """Begin to write after the skipped images. The results of an interrupted run are unchanged until then.
+
+        Raises:
+            DataError: The skipped images are not those that the interrupted run has classified.
+        """
         if self._names.hexdigest() != self._expected_names:
             raise DataError(
                 f"{self._path}: the first {self._statistics.resumed:,} images are not those that the interrupted run "
                 "has classified; name the same ones, or leave out --resume to start over"
             )
+        if self._start.checkpoint.images:
+            self._discard_results_after(self._start)
 
     def write(self, name: str | None, text: str) -> None:
         """Write the text of an image, or of none. The statistics have counted the image already."""
@@ -144,15 +152,17 @@ class Output:
         return data
 
     def _continue_file(self, start: ResumePoint) -> BinaryIO:
+        self._is_renamed = start.checkpoint.is_last and not self._partial.exists()
+        return (self._path if self._is_renamed else self._partial).open("r+b")
+
+    def _discard_results_after(self, start: ResumePoint) -> None:
         self._journal.truncate(start)
-        is_renamed = start.checkpoint.is_last and not self._partial.exists()
-        data = (self._path if is_renamed else self._partial).open("r+b")
-        data.truncate(start.checkpoint.size_bytes)
-        data.seek(0, os.SEEK_END)
-        return data
+        self._data.truncate(start.checkpoint.size_bytes)
+        self._data.seek(0, os.SEEK_END)
 
     def _add_checkpoint(self, is_last: bool) -> None:
         self._data.flush()
+        self._check_in_place()
         self._last = Checkpoint(
             images=self._statistics.images,
             failures=self._statistics.failures,
@@ -163,10 +173,25 @@ class Output:
         )
         self._journal.add(self._last)
 
+    def _check_in_place(self) -> None:
+        """Raise MachineError if the results have lost their name, so that nobody could find them at the end."""
+        if not self._is_in_place():
+            raise MachineError(
+                f"{self._path}: {self._partial.name} was removed, moved or replaced while clf-run wrote it; "
+                "start clf-run again"
+            )
+
+    def _is_in_place(self) -> bool:
+        path = self._path if self._is_renamed else self._partial
+        try:
+            return os.path.samestat(path.stat(), os.fstat(self._data.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
     def _finish(self) -> None:
         self._add_checkpoint(is_last=True)
-        self._data.close()
-        if self._partial.exists():
+        self._data.close()  # before the renaming, which Windows refuses for an open file
+        if not self._is_renamed:
             system.sync(self._partial)
             files.replace(self._partial, self._path)
 

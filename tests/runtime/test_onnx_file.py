@@ -168,7 +168,7 @@ def test_extremely_nested_graphs_are_an_error_and_not_a_crash(tmp_path):
 
 
 def long_key(message: bytes, tag: int) -> bytes:
-    """Return the message with a tag rewritten to five bytes: protobuf in C++, as in onnxruntime 1.15 to 1.23, ignores bit 32."""
+    """Rewrite a tag to five bytes: protobuf in C++, as in onnxruntime 1.15 to 1.23, ignores bit 32."""
     assert message.count(bytes([tag])) >= 1
     return message.replace(bytes([tag]), bytes([tag | 0x80]) + b"\x80\x80\x80\x10", 1)
 

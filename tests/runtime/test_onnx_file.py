@@ -168,7 +168,7 @@ def test_extremely_nested_graphs_are_an_error_and_not_a_crash(tmp_path):
 
 
 def long_key(message: bytes, tag: int) -> bytes:
-    """Rewrite a tag to five bytes: protobuf in C++, as in onnxruntime 1.15 to 1.23, ignores bit 32."""
+    """Return the message with a tag of five bytes: the protobuf in onnxruntime 1.15 to 1.23 ignores bit 32."""
     assert message.count(bytes([tag])) >= 1
     return message.replace(bytes([tag]), bytes([tag | 0x80]) + b"\x80\x80\x80\x10", 1)
 
@@ -180,7 +180,8 @@ def test_a_field_cannot_be_hidden_behind_an_over_long_tag(tmp_path, attack):
     if attack == "external data":
         tensor = external_tensor()
         hidden = tensor.external_data[0].SerializeToString()
-        del tensor.external_data[:]
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
         long_tag = b"\xea\x80\x80\x80\x10" + bytes([len(hidden)]) + hidden
         initializer = encode_field(5, tensor.SerializeToString() + long_tag)
         content += encode_field(7, initializer)

@@ -17,7 +17,7 @@ from clf_train.data.augment import augment, draw_augmentation
 from clf_train.data.cache import full_shard
 from clf_train.data.dataset import FileImageSet, ImageRoot
 from clf_train.data.folder import ImageProperties, survey_images
-from clf_train.engine.budget import DEPTHS, MAX_EPOCHS, fit_to_budget, restore_recipe
+from clf_train.engine.budget import DEPTHS, fit_to_budget, restore_recipe
 from clf_train.engine.features import ImageFeatures
 from clf_train.engine.probe import fit_probe
 from clf_train.engine.trainer import Trainer, TrainerOptions
@@ -167,13 +167,13 @@ def test_a_random_crop_shows_a_part_of_the_image():
 
 def test_the_budget_chooses_the_deepest_training_with_enough_epochs():
     deep, shallow = DEPTHS
-    recipe = replace(RECIPE, first_block=deep.first_block)
+    recipe = replace(RECIPE, first_block=deep.first_block, epochs=6)
     chosen = fit_to_budget(recipe, 10, 40)
     assert (chosen.first_block, chosen.epochs) == (deep.first_block, 4)
     assert fit_to_budget(recipe, 10, 8).first_block == shallow.first_block
     assert fit_to_budget(recipe, 10, 0.1).epochs == 0
     assert fit_to_budget(recipe, 10, -5).epochs == 0
-    assert fit_to_budget(recipe, 10, 1e6).epochs == MAX_EPOCHS
+    assert fit_to_budget(recipe, 10, 1e6).epochs == recipe.epochs
     assert fit_to_budget(replace(recipe, first_block=0), 10, 5).first_block == 0  # on a GPU
     plain = Recipe(epochs=8, batch_size=8, learning_rate=0.1)
     assert fit_to_budget(plain, 10, 25).epochs == 2.5

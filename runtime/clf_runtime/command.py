@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -18,6 +19,7 @@ from clf_runtime.errors import (
     EXIT_OK,
     EXIT_TERMINATED,
     ClfError,
+    escape,
 )
 
 ARTIFACTS_OPTION = click.option(
@@ -110,8 +112,9 @@ def _flush_streams() -> None:
 
 
 def say(message: str) -> None:
-    """Print a line on stderr. Only results go to stdout."""
-    click.echo(message, err=True)
+    """Print a message on stderr, without escape sequences. Only results go to stdout."""
+    with contextlib.suppress(OSError):  # a full disk behind stderr must not end the results
+        click.echo("\n".join(map(escape, message.split("\n"))), err=True)
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:

@@ -5,6 +5,10 @@ A message is one line: the file, what is wrong (found, expected), and what to do
 
 from __future__ import annotations
 
+# A tab or a line break in a name would break a line of output; escape sequences would reach the terminal.
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_ESCAPES |= {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
+
 EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
@@ -88,7 +92,12 @@ IMAGE_ERROR_KINDS = {
     "empty": "a file of zero bytes, or a folder without images",
     "not-an-image": "the first bytes match no supported image format",
     "unsupported": "an image with no defined interpretation (floating-point pixels, more than 16 bits)",
-    "too-large": "more pixels than the limit allows",
+    "too-large": "more pixels, scans or memory than the limits allow",
     "damaged": "the file starts like an image but cannot be decoded to its end",
     "unreadable": "the file system failed to deliver the content",
 }
+
+
+def escape(text: str) -> str:
+    """Return text without control characters: as `\\t`, `\\n`, `\\r` or `\\xNN`."""
+    return text.translate(_ESCAPES)

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clf_runtime.errors import escape
+
 # The label of a prediction below the threshold. Its index is None, in case a model has a class of that name.
 UNKNOWN = "unknown"
 
-# A tab or a line break in a name would break a line of the text format.
-_ESCAPES = {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
 _CSV_HEADER = ("path", "rank", "label", "index", "score", "provider", "error_kind", "error_message")
 
 
@@ -184,9 +184,9 @@ def _csv_row(values: tuple[object, ...]) -> str:
     import io
 
     row = io.StringIO()
-    csv.writer(row, lineterminator="\n").writerow(values)
+    csv.writer(row, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(values)
     return row.getvalue()
 
 
 def _escape(text: str | None) -> str:
-    return (text or "").translate(_ESCAPES)
+    return escape(text or "")

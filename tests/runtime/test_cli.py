@@ -176,6 +176,52 @@ def test_results_go_to_a_file_with_all_streams_closed(home, tmp_path):
     assert len(output.read_text().splitlines()) == 17
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "<&- 2>&-"])
+def test_results_do_not_depend_on_stderr(home, redirection):
+    command = f"'{BIN}/clf-run' none.png artifacts/samples {redirection}"
+    done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (1, 16, "")
+
+
+def test_escape_sequences_in_labels_and_names_do_not_reach_the_terminal(command, model, samples, tmp_path):
+    spec = json.loads(read(model).metadata["clf.spec"])
+    spec["labels"] = [f"\x1b[2J{label}\x9b" for label in spec["labels"]]
+    test = SelfTest.from_json(read(model).metadata[SELFTEST_KEY], "")
+    cases = tuple(type(case)("\x1b[2Jname", case.image, case.logits) for case in test.cases)
+    metadata = {"clf.spec": json.dumps(spec), SELFTEST_KEY: SelfTest(test.tolerance, cases).to_json()}
+    rewritten(model, tmp_path / "odd.onnx", **metadata)
+    name = "a\x1b]0;title\x07.png"
+    shutil.copy(samples[0], tmp_path / name)
+    (tmp_path / "b\x1b.png").write_text("Dear Sir")
+    runs = [command("clf-run", *what, "-m", "odd.onnx") for what in ((".",), ("--info",), ("--self-test",))]
+    for done in runs:
+        assert not set(done.out + done.err) & {"\x1b", "\x07", "\x9b"}
+    assert runs[0].out.startswith("./a\\x1b]0;title\\x07.png\t\\x1b[2J")
+    assert "./b\\x1b.png: not-an-image" in runs[0].err
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this file system does not allow such names")
+def test_a_csv_row_stays_one_row_whatever_the_name(command, model, samples, tmp_path):
+    names = ["=1+1.png", "a\rb.png", "c\nd.png", 'e"f.png']
+    for name in names:
+        shutil.copy(samples[0], tmp_path / name)
+    done = command("clf-run", *names, "-m", model, "--format", "csv", "-o", "results.csv")
+    assert done.code == 0
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == names
+    assert '"=1+1.png","1"' in (tmp_path / "results.csv").read_text()
+
+
+def test_links_in_a_circle_are_a_usage_error(command, model, samples, tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    for option, message in (("--output", "its links lead in a circle"), ("--annotate", "a link that leads nowhere")):
+        done = command("clf-run", samples[0], "-m", model, option, "circle")
+        assert done.code == 2
+        assert message in done.error
+    assert command("clf-run", "circle", "-m", model, "--annotate", "out").code == 1
+
+
 @pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
 def test_a_command_that_shuts_python_down_also_ends_with_4_if_stdout_fails(home, redirection):
     command = f"'{BIN}/clf-bench' --rounds 1 --seconds 0 {redirection}"

@@ -432,7 +432,7 @@ def test_a_command_that_was_killed_at_its_very_end_only_renames_when_resumed(run
 
 def test_resumed_csv_has_no_second_header():
     formatters = [FORMATTERS["csv"](is_resumed) for is_resumed in (False, True)]
-    assert formatters[0].header().startswith("path,rank,")
+    assert formatters[0].header().startswith('"path","rank",')
     assert formatters[1].header() == ""
 
 

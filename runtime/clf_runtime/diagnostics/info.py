@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clf_runtime.diagnostics.parity import read_parity
-from clf_runtime.errors import InvalidModelError, MachineError
+from clf_runtime.errors import InvalidModelError, MachineError, escape
 from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.spec import ModelSpec
@@ -87,7 +87,7 @@ def table(file: OnnxFile, placement: Placement) -> str:
         )
     rows.append(("runs on", str(placement)))
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {escape(value)}" for name, value in rows)
 
 
 def _spec_rows(spec: ModelSpec) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clf_runtime.classifier import Classifier
-from clf_runtime.errors import ImageError, InvalidModelError
+from clf_runtime.errors import ImageError, InvalidModelError, escape
 from clf_runtime.onnx_file import SELFTEST_KEY, OnnxFile
 from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.session import Float32Array
@@ -104,7 +104,7 @@ class SelfTestResult:
     def __str__(self) -> str:
         return (
             f"{'passed' if self.passed else 'FAILED'}: {self.images} images on {self.provider}, "
-            f"max |difference of a logit| {self.max_difference:.1e} ({self.worst_image}), "
+            f"max |difference of a logit| {self.max_difference:.1e} ({escape(self.worst_image)}), "
             f"tolerance {self.tolerance:.0e}, labels flipped {self.flipped}"
         )
 

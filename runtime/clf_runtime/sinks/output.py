@@ -28,7 +28,9 @@ def check_target(path: Path, option: str = "--output") -> Path:
 
     Raises UsageError if results cannot be written there.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises for links in a circle
+    if target.is_symlink():
+        raise UsageError(f"{option} {path}: its links lead in a circle; name another file")
     if target.exists() and not target.is_file():
         raise UsageError(f"{option} {path}: not a regular file; name a file, or redirect stdout to it")
     if not target.parent.is_dir():

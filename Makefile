@@ -42,7 +42,7 @@ check: setup
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
 	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py \
-		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py --ignore tests/test_faults.py
+		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py --ignore tests/test_faults.py --ignore tests/test_races.py
 
 # The same files on eight releases of onnxruntime, each in an environment of its own, on OpenVINO and on onnxruntime-web
 # (if npm and Node.js are installed: apt-get install npm): 5 minutes.
@@ -55,7 +55,7 @@ test-kills: setup
 
 # Every call on the file system fails once, in clf-run, clf-export and clf-train: about 2 hours on 2 cores.
 test-faults: setup
-	pytest -m slow -o faulthandler_timeout=3600 tests/test_faults.py
+	pytest -m slow -o faulthandler_timeout=3600 tests/test_faults.py tests/test_races.py
 
 # The documentation as a site, in site/; a dead link or an unknown name is an error.
 docs: setup

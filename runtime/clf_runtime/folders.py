@@ -90,8 +90,7 @@ def locked_folder(folder: Path, program: str) -> Iterator[None]:
                 _finish(folder)
             yield
         finally:
-            with contextlib.suppress(OSError):
-                system.close_locked(file, path, remove=True)
+            system.close_locked(file, path, remove=True)
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # not empty: it was written

@@ -72,13 +72,13 @@ def open_locked(path: Path) -> FileIO | None:
 
 
 def close_locked(file: FileIO, path: Path, remove: bool) -> None:
-    """Close a file of `open_locked`, and remove it if asked to."""
-    if remove and not is_windows():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it or its folder was removed
-            path.unlink()  # while it is locked: afterwards it may be the file of another process
+    """Close a file of `open_locked`, and remove it if asked to and possible: one that stays does no harm."""
+    with contextlib.suppress(OSError):
+        if remove and not is_windows():
+            path.unlink(missing_ok=True)  # while it is locked: afterwards it may be the file of another process
     file.close()
-    if remove and is_windows():
-        with contextlib.suppress(PermissionError):  # another process has opened it meanwhile
+    with contextlib.suppress(OSError):
+        if remove and is_windows():  # where an open file cannot be removed
             path.unlink(missing_ok=True)
 
 

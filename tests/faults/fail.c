@@ -44,7 +44,7 @@ static int is_descriptor_below(int descriptor) {
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;
     path[length] = 0;
-    return is_below(path);
+    return path[0] == '/' && is_below(path); /* not a pipe */
 }
 
 /* Return whether this call fails; errno is set. */

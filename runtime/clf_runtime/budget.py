@@ -34,7 +34,8 @@ def decoding_bytes(image: Image.Image, size: tuple[int, int], preprocess: Prepro
     elif image.has_transparency_data:
         per_pixel = stored + _BYTES_OF_COMPOSITING
     elif image.mode != preprocess.color:
-        per_pixel = stored + (1 if preprocess.color == "L" else 4)
+        # Pillow converts CMYK to gray by way of RGB.
+        per_pixel = stored + (4 if preprocess.color == "RGB" else 5 if image.mode == "CMYK" else 1)
     if image.format == "WEBP":
         per_pixel = _BYTES_OF_WEBP
     # libjpeg keeps the coefficients of all scans, 2 bytes each, of the whole image.

@@ -110,15 +110,7 @@ class Classifier:
             >>> on_gpu = Classifier.load("model.onnx", device="cuda:0")  # doctest: +SKIP
         """
         threads = max(1, usable_cores() if threads is None else threads)
-        for attempt in range(1, _ATTEMPTS + 1):
-            file = onnx_file.read(Path(model))
-            try:
-                session = Session(file, device, max(1, threads // workers))
-                break
-            except ModelChangedError:
-                # Replaced between its digest and its opening, as by an update of the device.
-                if attempt == _ATTEMPTS:
-                    raise
+        file, session = _open_unchanged(Path(model), device, max(1, threads // workers))
         _check_graph_matches_spec(file, session)
         return cls(file, session, workers, max_image_bytes)
 
@@ -282,6 +274,19 @@ class Classifier:
 
 def _path(image: ImageInput) -> str | None:
     return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
+
+
+def _open_unchanged(path: Path, device: str, threads: int) -> tuple[OnnxFile, Session]:
+    """Open a model, again if it is replaced between its digest and its opening, as by an update of the device."""
+    attempts = _ATTEMPTS
+    while True:
+        file = onnx_file.read(path)
+        try:
+            return file, Session(file, device, threads)
+        except ModelChangedError:
+            attempts -= 1
+            if not attempts:
+                raise
 
 
 def _check_graph_matches_spec(file: OnnxFile, session: Session) -> None:

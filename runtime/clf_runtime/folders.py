@@ -129,6 +129,8 @@ def atomic_folder(folder: Path, plan: ReplacementPlan) -> Iterator[Path]:
 def _finish(folder: Path) -> None:
     """Move the complete files into their folder, or the rest of them. Raises DataError, MachineError."""
     finished = folder / FINISHED
+    with contextlib.suppress(OSError):
+        finished.rmdir()  # empty: killed after everything else was removed
     if not finished.is_dir():
         return
     try:

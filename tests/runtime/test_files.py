@@ -187,6 +187,20 @@ def test_complete_files_that_could_not_be_moved_are_moved_by_the_next_process(tm
         assert (tmp_path / "last").read_text() == "new"
 
 
+def test_a_kill_after_the_last_move_leaves_only_the_plan_to_remove(tmp_path):
+    (tmp_path / ".finished").mkdir()
+    (tmp_path / ".finished/.plan.json").write_text(
+        '{"last": "last", "obsolete": ["last"], "leftovers": ["checkpoint"]}'
+    )
+    (tmp_path / "last").write_text("new")
+    (tmp_path / "checkpoint").touch()
+    with folders.locked_folder(tmp_path, ""):
+        assert names(tmp_path) == {"last", ".lock"}
+    (tmp_path / ".finished").mkdir()  # killed after the plan was removed, too
+    with folders.locked_folder(tmp_path, ""):
+        assert names(tmp_path) == {"last", ".lock"}
+
+
 @pytest.mark.parametrize(
     "plan", [None, "", "[]", '{"last": "../x", "obsolete": [], "leftovers": []}', '{"last": "a", "obsolete": [7]}']
 )

@@ -107,7 +107,7 @@ def test_training_that_is_killed_several_times_ends_in_the_same_weights(tmp_path
 @pytest.fixture
 def unfinished(tmp_path) -> Path:
     """An artifacts folder with two checkpoints: training was killed in its second epoch."""
-    assert train_and_kill(tmp_path, kill_at=24)
+    assert train_and_kill(tmp_path, kill_at=26)
     artifacts = tmp_path / "artifacts"
     assert {path.name for path in artifacts.iterdir()} >= CHECKPOINTS
     return artifacts

@@ -265,7 +265,7 @@ def test_without_space_the_existing_model_stays_and_no_partial_file_is_left(comm
     before = read_files(finished)
     done = command("clf-train", "--overwrite", "--epochs", 1, prefix=("prlimit", "--fsize=100000"))
     assert done.code == 4
-    assert "clf-train: artifacts/checkpoint.pt: file too large; " in done.err
+    assert "clf-train: artifacts/checkpoint.pt: file too large, so this checkpoint is not written; " in done.err
     assert "Traceback" not in done.err
     assert read_files(finished) == before
 

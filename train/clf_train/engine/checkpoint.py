@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,9 @@ def _read(path: Path) -> Mapping[str, Any] | None:
     if hashlib.sha256(payload).digest() != digest:
         return None
     try:
-        checkpoint = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other versions of the pickle format: they are damaged, too
+            checkpoint = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError):
         return None  # whoever can write the file can write its digest, so the content may be anything
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _KEYS):

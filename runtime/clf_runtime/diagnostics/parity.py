@@ -20,12 +20,12 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 def read_parity(file: OnnxFile) -> Mapping[str, Any] | None:
     """Return the parity record of a model file; None if it has none. Raises InvalidModelError."""
-    if PARITY_KEY not in file.metadata:
-        return None
     try:
-        record = parse_json(file.metadata[PARITY_KEY])
+        record = parse_json(file.metadata.get(PARITY_KEY, "null"))
     except ValueError as error:
         raise InvalidModelError(f"{file.path}: its {PARITY_KEY} cannot be parsed ({error}); export it again") from None
+    if record is None:
+        return None
     content = record if isinstance(record, dict) else {}
     for key, types in _TYPES.items():
         if not isinstance(content.get(key), types):

@@ -1,5 +1,5 @@
 # make demo · make test · make lint · make docs · make bench · make lock
-# Slower tests: make test-slow · make test-runtimes · make test-kills · make test-faults · make endurance
+# Slower tests: make test-slow · make test-runtimes · make test-kills · make test-faults · make endurance · make fuzz
 # Needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-slow test-faults test-kills test-runtimes lint check docs bench endurance lock clean
+.PHONY: setup demo test test-slow test-faults test-kills test-runtimes lint check docs bench endurance fuzz lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -56,6 +56,16 @@ test-kills: setup
 # Every call on the file system fails once, in clf-run, clf-export and clf-train: about 2 hours on 2 cores.
 test-faults: setup
 	pytest -m slow -o faulthandler_timeout=3600 tests/test_faults.py tests/test_races.py
+
+# Coverage-guided fuzzing of what reads untrusted bytes, SECONDS for each target; what it finds is in build/fuzz/.
+fuzz: SECONDS ?= 60
+fuzz: export PYTHONPATH = runtime:tests
+fuzz: setup
+	uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)/fuzz
+	uv pip install --quiet --python $(VENV)/fuzz/bin/python atheris numpy pillow click onnxruntime
+	for target in protobuf spec footer image; do \
+		$(VENV)/fuzz/bin/python tests/fuzz.py $$target $(SECONDS) build/fuzz/$$target || exit 1; \
+	done
 
 # The documentation as a site, in site/; a dead link or an unknown name is an error.
 docs: setup

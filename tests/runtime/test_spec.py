@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clf_runtime.errors import InvalidModelError
-from clf_runtime.spec import ModelSpec
+from clf_runtime.spec import ModelSpec, _abbreviate
 
 COMPLETE: dict[str, Any] = {
     "format": 1,
@@ -123,6 +123,13 @@ def test_an_invalid_field_is_an_error_with_its_name_what_was_found_and_what_was_
         ModelSpec.from_json(changed(path, value), "model.json")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_value_that_is_nested_too_deeply_to_be_shown_has_a_message_all_the_same():
+    value: list[object] = []
+    for _ in range(100_000):
+        value = [value]
+    assert _abbreviate(value) == "nested deeply"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"spec"'])

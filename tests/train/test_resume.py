@@ -231,7 +231,7 @@ def test_a_folder_that_becomes_read_only_keeps_its_checkpoint(command, unfinishe
         rest = process.stderr.read()
         assert process.wait(60) == 4
     unfinished.chmod(0o755)
-    assert "permission denied; " in rest.splitlines()[-1]
+    assert "permission denied, so this checkpoint is not written; " in rest.splitlines()[-1]
     done = command("clf-train", *OPTIONS[2:], "--epochs", "200000", "--resume")
     assert "epochs was 100000, is 200000" in done.err.splitlines()[-1]  # so the checkpoint could be read
 

@@ -57,7 +57,7 @@ class SelfTest:
                 Case(
                     str(case["name"]),
                     base64.b64decode(case["image"], validate=True),
-                    tuple(map(_finite, case["logits"])),
+                    tuple(map(float, case["logits"])),
                 )
                 for case in content["cases"]
             )

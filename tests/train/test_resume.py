@@ -217,7 +217,7 @@ def test_without_space_for_a_checkpoint_the_existing_one_stays_intact(command, u
     before = (unfinished / "checkpoint.pt").read_bytes()
     done = command("clf-train", *OPTIONS, "--resume", prefix=("prlimit", f"--fsize={len(before) // 2}"))
     assert done.code == 4
-    assert "checkpoint.pt: file too large; " in done.err.splitlines()[-1]
+    assert "checkpoint.pt: file too large, so this checkpoint is not written; " in done.err.splitlines()[-1]
     assert (unfinished / "checkpoint.pt").read_bytes() == before
     assert command("clf-train", *OPTIONS, "--resume").code == 0
     assert (unfinished / "model.pt").read_bytes() == (uninterrupted / "model.pt").read_bytes()

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 # -f: with all threads and child processes; -y: with the folder of a descriptor.
-_STRACE = ("strace", "-f", "-y", "-qq", "-e", "trace=socket,connect,openat,mkdir,mkdirat")
+_STRACE = ("strace", "-f", "-y", "-qq", "-e", "trace=socket,connect,sendto,sendmsg,sendmmsg,openat,mkdir,mkdirat")
 _SOCKET = re.compile(r" socket\((AF_INET6?|AF_NETLINK), .*")
-_CONNECTION = re.compile(r" connect\(.*AF_INET")  # not to a service of this machine, such as nscd
+# To another machine, not to a service of this one such as nscd.
+_CONNECTION = re.compile(r" (?:connect|sendto|sendmsg|sendmmsg)\(.*AF_INET")
 _WRITING = re.compile(r" openat\(AT_FDCWD<?([^,>]*)>?, \"([^\"]*)\", [A-Z_|]*(?:O_WRONLY|O_RDWR|O_CREAT)")
 _WRITING_IN = re.compile(r" openat\(\d+<([^>]*)>, \"([^\"]*)\", [A-Z_|]*(?:O_WRONLY|O_RDWR|O_CREAT)")
 _FOLDER = re.compile(r" mkdir(?:at)?\((?:AT_FDCWD<?([^,>]*)>?, )?\"([^\"]*)\"")
@@ -32,17 +33,23 @@ class Trace:
         """What precedes the command."""
         return (*_STRACE, "-o", str(self.path))
 
+    def sockets(self) -> list[str]:
+        """Return all calls that open a socket which could lead to another machine."""
+        return [line for line in self._lines() if _SOCKET.search(line)]
+
     def connections(self) -> list[str]:
-        """Return all calls that open a connection or look up a host."""
-        lines = self.path.read_text(errors="replace").splitlines()
-        return [line for line in lines if _SOCKET.search(line) or _CONNECTION.search(line)]
+        """Return all calls that connect or send to another machine, such as those that look up a host."""
+        return [line for line in self._lines() if _CONNECTION.search(line)]
 
     def written(self) -> set[Path]:
         """Return the files that were opened for writing and the folders that were created."""
-        text = self.path.read_text(errors="replace")
+        text = "\n".join(line for line in self._lines() if " = -1 " not in line)
         found = [pair for pattern in (_WRITING, _WRITING_IN, _FOLDER) for pair in pattern.findall(text)]
         paths = {Path(folder, name) for folder, name in found}
         return {path for path in paths if not any(path.is_relative_to(system) for system in _SYSTEM)}
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text(errors="replace").splitlines()
 
 
 def create_traced_environment(folder: Path) -> dict[str, str]:

@@ -174,7 +174,7 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
     "--budget",
     "budget_s",
     type=Duration(),
-    help="Time until the model is finished, like 90s, 5min or 1h: chooses the epochs, and which layers are trained.",
+    help="Time until the model is finished, like 90s, 5min or 1h; fewer epochs fit into less time.",
 )
 @click.option("--batch-size", type=click.IntRange(2), help="Images per step.  [default: the recipe's]")
 @click.option(

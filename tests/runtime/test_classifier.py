@@ -194,10 +194,11 @@ def test_the_self_test_is_small(classifier):
     assert len(classifier.file.metadata[SELFTEST_KEY]) <= 300_000
 
 
-def test_the_self_test_fails_if_a_logit_differs(model, tmp_path, classifier):
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_the_self_test_fails_if_a_logit_differs(model, tmp_path, classifier, wrong):
     test = SelfTest.from_json(classifier.file.metadata[SELFTEST_KEY], "model.onnx")
     case = test.cases[2]
-    shifted = type(case)(case.name, case.image, (case.logits[0] + 1, *case.logits[1:]))
+    shifted = type(case)(case.name, case.image, (case.logits[0] + wrong, *case.logits[1:]))
     changed = SelfTest(test.tolerance, (*test.cases[:2], shifted, *test.cases[3:]))
     path = rewritten(model, tmp_path / "model.onnx", **{SELFTEST_KEY: changed.to_json()})
     result = run_self_test(Classifier.load(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,7 @@ from clf_export.record import ExportedFile, measure_latencies, write_record
 from clf_export.reference_split import TestSplit, find_test_split
 from clf_export.stages import plan_stages
 from clf_runtime import files, folders
-from clf_runtime.errors import ClfError, DataError, InvalidModelError, MachineError
+from clf_runtime.errors import ClfError, DataError, InvalidModelError, MachineError, format_os_error
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
 from clf_runtime.spec import ModelSpec
 from clf_train.models.saved import load_saved_model
@@ -273,9 +272,8 @@ def _build_and_check(
 
 
 def _partly_exported_error(error: OSError, exported: Sequence[ExportedFile]) -> MachineError:
-    file = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
     names = ", ".join(str(file.path) for file in exported)
-    return MachineError(f"{file}{(error.strerror or str(error)).lower()}; written before that, and complete: {names}")
+    return MachineError(f"{format_os_error(error)}; written before that, and complete: {names}")
 
 
 def _no_config_error(path: Path, limits: Limits) -> InvalidModelError:

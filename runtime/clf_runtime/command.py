@@ -20,6 +20,7 @@ from clf_runtime.errors import (
     EXIT_TERMINATED,
     ClfError,
     escape,
+    format_os_error,
 )
 
 ARTIFACTS_OPTION = click.option(
@@ -159,8 +160,7 @@ def _report(error: Exception, program: str) -> int:
         say(f"{program}: stdout is closed, so the results cannot be written; redirect it to a file")
         return EXIT_MACHINE
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
-        file = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-        say(f"{program}: {file}{(error.strerror or str(error)).lower()}; existing files are unchanged")
+        say(f"{program}: {format_os_error(error)}; existing files are unchanged")
         return EXIT_MACHINE
     if isinstance(error, MemoryError):
         say(f"{program}: out of memory; existing files are unchanged")

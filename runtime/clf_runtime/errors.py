@@ -5,6 +5,8 @@ A message is one line: the file, what is wrong (found, expected), and what to do
 
 from __future__ import annotations
 
+import os
+
 # A tab or a line break in a name would break a line of output; escape sequences would reach the terminal.
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _ESCAPES |= {ord("\t"): "\\t", ord("\n"): "\\n", ord("\r"): "\\r"}
@@ -96,6 +98,17 @@ IMAGE_ERROR_KINDS = {
     "damaged": "the file starts like an image but cannot be decoded to its end",
     "unreadable": "the file system failed to deliver the content",
 }
+
+
+def format_reason(error: OSError) -> str:
+    """Return what the system says of an error, without the file."""
+    return (error.strerror or str(error)).lower()
+
+
+def format_os_error(error: OSError) -> str:
+    """Return the file of an error, if it names one, and what the system says."""
+    file = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+    return f"{file}{format_reason(error)}"
 
 
 def escape(text: str) -> str:

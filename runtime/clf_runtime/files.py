@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from clf_runtime.errors import MachineError
+from clf_runtime.errors import MachineError, format_reason
 from clf_runtime.system import sync
 
 
@@ -53,7 +53,7 @@ def replace(complete: Path, path: Path) -> None:
     except OSError as error:
         raise MachineError(
             f"{path}: written completely, but its folder could not be flushed to disk "
-            f"({(error.strerror or str(error)).lower()}), so a power failure may undo it; check the disk"
+            f"({format_reason(error)}), so a power failure may undo it; check the disk"
         ) from None
 
 

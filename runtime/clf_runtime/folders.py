@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clf_runtime import system
-from clf_runtime.errors import DataError, MachineError
+from clf_runtime.errors import DataError, MachineError, format_os_error
 from clf_runtime.files import adding_filename, deferring_interrupts
 
 FINISHED = ".finished"  # complete files on their way into the folder that contains it
@@ -52,11 +52,13 @@ class ReplacementPlan:
         try:
             content = json.loads(path.read_bytes())
             plan = cls(str(content["last"]), tuple(content["obsolete"]), tuple(content["leftovers"]))
-            if all(isinstance(name, str) and name == Path(name).name for name in plan.names):
-                return plan
+            if not all(isinstance(name, str) and name == Path(name).name for name in plan.names):
+                raise ValueError("it names files outside the folder")
         except (ValueError, KeyError, TypeError, FileNotFoundError):
-            pass
-        raise DataError(f"{path.parent}: not what an interrupted clf-train leaves; move it away, then try again")
+            raise DataError(
+                f"{path.parent}: not what an interrupted clf-train leaves; move it away, then try again"
+            ) from None
+        return plan
 
 
 @contextlib.contextmanager
@@ -140,10 +142,9 @@ def _finish(folder: Path) -> None:
             _move_all(finished, folder, plan)
         system.sync(folder)
     except OSError as error:
-        file = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         raise MachineError(
             f"{folder}: the new files are complete, but not all of them could be moved there from {finished} "
-            f"({file}{(error.strerror or str(error)).lower()}); the next clf-train, clf-import or clf-export does it"
+            f"({format_os_error(error)}); the next clf-train, clf-import or clf-export does it"
         ) from None
     # Everything is in its place: what cannot be removed does no harm, and is removed next time.
     for name in plan.leftovers:

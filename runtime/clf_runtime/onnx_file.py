@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from clf_runtime import system
-from clf_runtime.errors import InvalidModelError, ModelChangedError
+from clf_runtime.errors import InvalidModelError, ModelChangedError, format_reason
 from clf_runtime.protobuf import Buffer, ProtobufError, encode_field, read_fields
 from clf_runtime.spec import ModelSpec
 
@@ -171,8 +171,9 @@ def read(path: Path) -> OnnxFile:
     except OSError as error:
         if error.errno not in _NOT_A_FILE_ERRNOS:
             raise
-        reason = (error.strerror or str(error)).lower()
-        raise InvalidModelError(f"{path}: not a file ({reason}); expected an ONNX file from clf-export") from None
+        raise InvalidModelError(
+            f"{path}: not a file ({format_reason(error)}); expected an ONNX file from clf-export"
+        ) from None
     return _parse(path, content, _Verified(sha256, identity))
 
 

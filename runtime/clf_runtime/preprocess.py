@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clf_runtime.errors import ImageError
+from clf_runtime.errors import ImageError, format_reason
 from clf_runtime.spec import Preprocess
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -317,9 +317,8 @@ def _open_binary(image: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]
 
 def image_error_from_os_error(error: OSError) -> ImageError:
     """Return the ImageError for a file that could not be opened or read."""
-    reason = (error.strerror or str(error)).lower()
     kind = {FileNotFoundError: "not-found", PermissionError: "no-permission"}.get(type(error), "unreadable")
-    return ImageError(kind, reason)
+    return ImageError(kind, format_reason(error))
 
 
 def _damaged_error(name: str, error: Exception) -> ImageError:

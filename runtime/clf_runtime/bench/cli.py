@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -10,9 +10,6 @@ from clf_runtime import __version__
 from clf_runtime.artifacts import find_onnx_files
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
 from clf_runtime.errors import EXIT_OK
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command(

@@ -19,7 +19,7 @@ from typing import Literal
 from clf_runtime import __version__, machine, onnx_file, providers
 from clf_runtime.diagnostics import cpu
 from clf_runtime.diagnostics.probe import Report
-from clf_runtime.errors import EXIT_INVALID, EXIT_MACHINE, EXIT_OK, InvalidModelError
+from clf_runtime.errors import EXIT_INVALID, EXIT_MACHINE, EXIT_OK, InvalidModelError, format_reason
 from clf_runtime.onnx_file import parse_version
 
 # onnxruntime and numpy need this much before a model is loaded.
@@ -151,7 +151,7 @@ def _check_model(path: Path, is_named: bool, runtime: str | None) -> Finding:
     except InvalidModelError as error:
         return Finding("model", str(error), "wrong", "copy it again, or create it again with clf-export", EXIT_INVALID)
     except OSError as error:
-        message = f"{path}: {(error.strerror or str(error)).lower()}"
+        message = f"{path}: {format_reason(error)}"
         return Finding("model", message, "wrong", f"chmod +r {path}, as its owner", EXIT_MACHINE)
     required = file.oldest_runtime
     size = f"{file.size_bytes / 1e6:.2f} MB"

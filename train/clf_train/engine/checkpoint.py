@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from clf_runtime import artifacts, files, system
-from clf_runtime.errors import DataError, MachineError
+from clf_runtime.errors import DataError, MachineError, format_reason
 from clf_train.distributed import ProcessGroup
 from clf_train.engine.signals import Interruption
 from clf_train.engine.trainer import Trainer
@@ -58,9 +58,7 @@ class CheckpointStore:
                 if has_checkpoint(self.folder)
                 else "there is none before it"
             )
-            raise MachineError(
-                f"{newest}: {(error.strerror or str(error)).lower()}, so this checkpoint is not written; {kept}"
-            ) from None
+            raise MachineError(f"{newest}: {format_reason(error)}, so this checkpoint is not written; {kept}") from None
 
     def load_newest(self, on_warning: Callable[[str], object]) -> Mapping[str, Any] | None:
         """Return the newest state that is not damaged; None if there is none.
@@ -170,8 +168,9 @@ def discard_checkpoints(folder: Path) -> None:
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise MachineError(f"{folder / name}: cannot be removed ({reason}); training has not begun") from None
+            raise MachineError(
+                f"{folder / name}: cannot be removed ({format_reason(error)}); training has not begun"
+            ) from None
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

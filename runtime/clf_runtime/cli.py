@@ -228,6 +228,6 @@ def _summarize(statistics: RunStatistics) -> str:
     if statistics.resumed:
         images += f" ({statistics.resumed:,} by the interrupted run)"
     parts = [images, f"{statistics.failures:,} failed"]
-    if statistics.images > statistics.resumed:
+    if statistics.images > max(statistics.resumed, statistics.failures):  # otherwise it is the rate of error messages
         parts.append(format_rate(statistics.rate()))
     return f"clf-run: {', '.join(parts)}, on {statistics.provider}"

@@ -113,6 +113,13 @@ def test_a_folder_is_read_by_suffix_in_order_and_recursively_on_request(command,
     assert done.code == 0
 
 
+def test_without_a_result_there_is_no_rate(command, artifacts, tmp_path):
+    (tmp_path / "empty.png").touch()
+    done = command("clf-run", "empty.png", "-a", artifacts)
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == "clf-run: 1 image, 1 failed, on CPUExecutionProvider"
+
+
 def test_a_folder_that_may_not_be_read_is_a_failure(command, artifacts, tmp_path, no_root):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)

@@ -229,8 +229,8 @@ def _check_budget(image: Image.Image, size: tuple[int, int], preprocess: Preproc
     if needed > max_bytes:
         raise ImageError(
             "too-large",
-            f"decoding {size[0]:,} x {size[1]:,} pixels of mode {image.mode} takes {needed / 1e6:,.0f} MB, expected at "
-            f"most {max_bytes / 1e6:,.0f}; scale it down or raise --max-image-bytes",
+            f"decoding {size[0]:,} x {size[1]:,} pixels of mode {image.mode} takes {needed:,} bytes, expected at most "
+            f"{max_bytes:,}; scale it down or raise --max-image-bytes",
         )
 
 

@@ -24,7 +24,7 @@ from clf_train.engine.evaluate import compute_logits
 Float64Array = npt.NDArray[np.float64]
 
 _MAX_IMAGES = 1000  # that are compared from the bytes of their files
-_FLOAT64_IMAGES = 64  # float64 takes five times as long
+_FLOAT64_IMAGES = 32  # float64 takes five times as long
 # EfficientNet-Lite0 at 224 pixels, one thread, images per second: 10.0 in batches of 1, 11.6 of 4, 11.0 of 16. Unless
 # freed memory is kept, batches of 16 are the slowest: 7.8.
 _FLOAT64_BATCH = 4

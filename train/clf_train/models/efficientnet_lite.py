@@ -64,6 +64,7 @@ class EfficientNetLite(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = nn.Conv2d(channels, _HEAD_CHANNELS, 1, bias=False)
         self._bn1 = _create_norm(_HEAD_CHANNELS)
+        self._relu6 = nn.ReLU6(inplace=True)
         self._dropout = nn.Dropout(dropout)
         self._fc = nn.Linear(_HEAD_CHANNELS, classes)
 
@@ -73,7 +74,8 @@ class EfficientNetLite(nn.Module):
 
     def run_stem(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to the input of the first block."""
-        return F.relu6(self._bn0(self._conv_stem(images)), inplace=True)
+        activations: Tensor = self._relu6(self._bn0(self._conv_stem(images)))
+        return activations
 
     def run_blocks(self, activations: Tensor, first: int, end: int) -> Tensor:
         """Map the input of block `first` to the input of block `end`."""
@@ -104,7 +106,8 @@ class EfficientNetLite(nn.Module):
         self._fc.bias.data.copy_(bias)
 
     def _pool(self, activations: Tensor) -> Tensor:
-        return F.relu6(self._bn1(self._conv_head(activations)), inplace=True).mean((2, 3))
+        features: Tensor = self._relu6(self._bn1(self._conv_head(activations)))
+        return features.mean((2, 3))
 
 
 class InvertedResidual(nn.Module):
@@ -124,11 +127,12 @@ class InvertedResidual(nn.Module):
         self._bn1 = _create_norm(hidden)
         self._project_conv = nn.Conv2d(hidden, outputs, 1, bias=False)
         self._bn2 = _create_norm(outputs)
+        self._relu6 = nn.ReLU6(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        hidden = F.relu6(self._bn0(self._expand_conv(features)), inplace=True) if self._expands else features
-        hidden = F.relu6(self._bn1(self._depthwise_conv(hidden)), inplace=True)
+        hidden = self._relu6(self._bn0(self._expand_conv(features))) if self._expands else features
+        hidden = self._relu6(self._bn1(self._depthwise_conv(hidden)))
         projected: Tensor = self._bn2(self._project_conv(hidden))
         return features + projected if self._adds_input else projected
 

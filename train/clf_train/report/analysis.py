@@ -9,6 +9,7 @@ from pathlib import PureWindowsPath
 import numpy as np
 import numpy.typing as npt
 
+from clf_runtime.evaluation.metrics import ClassMetrics
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Metrics, ModelSpec
 from clf_train.data.cache import PixelStore
@@ -63,29 +64,11 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class ClassMetrics:
-    """How well one class is predicted."""
+class RankedClass:
+    """How well one class of the test split is recognized."""
 
-    label: str
     index: int  # of the class
-    correct: int
-    total: int  # images of the class
-    predicted: int  # images with this prediction
-
-    @property
-    def recall(self) -> float:
-        """The share of its images that are predicted as this class, 0..1."""
-        return self.correct / self.total
-
-    @property
-    def precision(self) -> float | None:
-        """The share of the images predicted as this class that belong to it, 0..1; None if there are none."""
-        return self.correct / self.predicted if self.predicted else None
-
-    @property
-    def f1(self) -> float:
-        """The harmonic mean of precision and recall, 0..1."""
-        return 2 * self.correct / (self.total + self.predicted)
+    metrics: ClassMetrics
 
 
 @dataclass(frozen=True)
@@ -138,15 +121,12 @@ def shorten(label: str) -> str:
     return label if len(label) <= _MAX_LABEL_LENGTH else f"{label[: _MAX_LABEL_LENGTH - 1]}…"
 
 
-def rank_classes(counts: Int64Array, labels: Sequence[str]) -> tuple[ClassMetrics, ...]:
+def rank_classes(counts: Int64Array, labels: Sequence[str]) -> tuple[RankedClass, ...]:
     """Return the metrics of the classes that have images, the worst first."""
-    totals, predicted = counts.sum(axis=1), counts.sum(axis=0)
-    classes = [
-        ClassMetrics(label, index, int(counts[index, index]), int(totals[index]), int(predicted[index]))
-        for index, label in enumerate(labels)
-        if totals[index] > 0
-    ]
-    return tuple(sorted(classes, key=lambda row: (row.f1, -row.total)))
+    images, predicted, correct = counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist(), counts.diagonal().tolist()
+    rows = zip(labels, images, predicted, correct, strict=True)
+    classes = [RankedClass(index, ClassMetrics(*row)) for index, row in enumerate(rows) if images[index]]
+    return tuple(sorted(classes, key=lambda ranked: (ranked.metrics.f1 or 0.0, -ranked.metrics.images)))
 
 
 def build_confusion_matrix(counts: Int64Array, labels: Sequence[str]) -> tuple[tuple[Cell, ...], ...]:

@@ -15,7 +15,7 @@ from clf_train.data_quality.analysis import DataQuality
 from clf_train.history import Epoch
 from clf_train.report.analysis import (
     Cell,
-    ClassMetrics,
+    RankedClass,
     RunResults,
     build_confusion_matrix,
     count_confusions,
@@ -70,8 +70,8 @@ class Page:
     history: tuple[Epoch, ...]
     figures: tuple[Figure, ...]
     charts: tuple[Chart, ...]
-    classes: tuple[ClassMetrics, ...]  # worst first
-    more_classes: tuple[ClassMetrics, ...]  # the next ones
+    classes: tuple[RankedClass, ...]  # worst first
+    more_classes: tuple[RankedClass, ...]  # the next ones
     classes_with_images: int  # classes with a test image
     matrix: tuple[tuple[Cell, ...], ...]  # empty for many classes
     has_numbers: bool  # whether the cells of the matrix are large enough for numbers

@@ -425,6 +425,16 @@ def test_the_groups_of_the_training_are_found_again(digits, model):
     assert len(select(digits, None, unknown)) == 359
 
 
+def test_the_groups_of_a_manifest_with_other_column_names_are_found_again(pairs, model):
+    rows = [f"{image.relative_to(pairs)},{image.parent.name},{image.stem}" for image in sorted(pairs.rglob("*.png"))]
+    manifest = pairs / "images.csv"
+    manifest.write_text("\n".join(["photo,kind,camera", *rows]) + "\n")
+    columns = Columns(image="photo", label="kind", group_by="camera")
+    dataset = load_dataset(DataSource(data=str(manifest), data_root="", test_split=0.2, seed=0, columns=columns))
+    file = with_provenance(model, fingerprint=dataset.test.fingerprint(), seed=0, columns=columns.to_dict())
+    assert select_images(manifest, replace(columns, group_by=None), None, [file]).names == dataset.test.names
+
+
 def test_changed_data_of_the_training_is_evaluated_with_a_warning(pairs, model):
     file, _ = trained_on(model, pairs)
     for image in pairs.rglob("*.png"):
@@ -439,7 +449,7 @@ def test_an_image_that_cannot_be_read_is_no_reason_to_end_the_search_for_the_tra
     shutil.make_archive(str(tmp_path / "few"), "zip", pairs)
     archived = find_labeled_images(tmp_path / "few.zip")
     (tmp_path / "few.zip").unlink()
-    assert find_training_test_split(archived, tmp_path / "few.zip", file.spec.provenance) is None
+    assert find_training_test_split(archived, tmp_path / "few.zip", Columns(), file.spec.provenance) is None
 
 
 def test_without_a_fingerprint_all_images_are_evaluated(few, model):

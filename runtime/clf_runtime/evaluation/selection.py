@@ -79,7 +79,7 @@ def select_images(source: Path, columns: Columns, split: SplitChoice | None, mod
     found = find_labeled_images(source, columns)
     warnings = list(found.warnings)
     present = {own for own in found.splits if own is not None}
-    unseen = None if present & {"test", "validation"} else _find_unseen(found, source, models, warnings)
+    unseen = None if present & {"test", "validation"} else _find_unseen(found, source, columns, models, warnings)
     if unseen is not None and split in (None, "test"):
         chosen, positions = "test", unseen
         if not unseen:
@@ -105,12 +105,12 @@ def select_images(source: Path, columns: Columns, split: SplitChoice | None, mod
 
 
 def _find_unseen(
-    found: LabeledImages, source: Path, models: Sequence[OnnxFile], warnings: list[str]
+    found: LabeledImages, source: Path, columns: Columns, models: Sequence[OnnxFile], warnings: list[str]
 ) -> list[int] | None:
     """Return the images that no model was trained on, if any was trained on this data."""
     unseen: set[int] | None = None
     for model in models:
-        positions = find_training_test_split(found, source, model.spec.provenance)
+        positions = find_training_test_split(found, source, columns, model.spec.provenance)
         if positions is not None:
             warnings.append(
                 f"{model.path}: was trained on this data; {format_images(len(positions))} of "

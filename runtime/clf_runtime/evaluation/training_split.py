@@ -16,12 +16,15 @@ from clf_runtime.spec import Provenance
 _SMALLEST = 2  # as in training: a class of one image has no test image
 
 
-def find_training_test_split(found: LabeledImages, source: Path, provenance: Provenance | None) -> list[int] | None:
+def find_training_test_split(
+    found: LabeledImages, source: Path, columns: Columns, provenance: Provenance | None
+) -> list[int] | None:
     """Return the images that a training did not see, if it was a training on these very images.
 
     Args:
         found: Labeled images without a test split of their own.
         source: Where they were found.
+        columns: Which columns of a manifest they were found by.
         provenance: Where the model comes from.
 
     Returns:
@@ -29,7 +32,7 @@ def find_training_test_split(found: LabeledImages, source: Path, provenance: Pro
     """
     if provenance is None or provenance.fingerprint is None:
         return None
-    groups = _find_groups(found, source, provenance)
+    groups = _find_groups(found, source, columns, provenance)
     target_of = {label: target for target, label in enumerate(found.class_names)}
     targets = [target_of[label] for label in found.labels]
     selected = select_split(groups, targets, SplitRule(provenance.test_split, provenance.seed, "test", _SMALLEST))
@@ -43,13 +46,13 @@ def find_training_test_split(found: LabeledImages, source: Path, provenance: Pro
     return selected if fingerprint == provenance.fingerprint else None
 
 
-def _find_groups(found: LabeledImages, source: Path, provenance: Provenance) -> tuple[str, ...]:
+def _find_groups(found: LabeledImages, source: Path, columns: Columns, provenance: Provenance) -> tuple[str, ...]:
     """Return the group of each image: those of the training, if it grouped images."""
     group_by = (provenance.columns or {}).get("group_by")
     if group_by is None:
         return found.names
     try:
-        grouped = find_labeled_images(source, replace(Columns(), group_by=group_by))
+        grouped = find_labeled_images(source, replace(columns, group_by=group_by))
     except ClfError:
         return found.names
     return grouped.groups if grouped.groups is not None and grouped.names == found.names else found.names

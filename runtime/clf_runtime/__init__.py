@@ -12,9 +12,12 @@ Examples:
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # type checkers take it for that of typing, whose import takes 5 ms
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from clf_runtime.classifier import Classifier as Classifier
     from clf_runtime.errors import ClfError as ClfError
     from clf_runtime.errors import DataError as DataError

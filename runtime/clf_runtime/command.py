@@ -82,11 +82,11 @@ def execute(command: click.Command, *, exit_immediately: bool = False) -> NoRetu
     if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:
         command.main(prog_name=program)  # shell completion; exits
     _open_closed_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    # A name of any bytes, and a Δ where the terminal has none, are no reason to end.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # What Pillow warns about is in the result of the image, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
     code = _invoke(command, program)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be removed
     _flush_streams()
     if exit_immediately:
         os._exit(code)
@@ -118,14 +118,36 @@ def say(message: str) -> None:
         click.echo("\n".join(map(escape, message.split("\n"))), err=True)
 
 
+def _handle_signals() -> None:
+    """Raise an exception at Ctrl-C and at SIGTERM, so that temporary files are removed."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _stop_handling_signals() -> None:
+    """End at once from now on: nothing is left to be removed."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _terminate(signum: int, frame: object) -> NoReturn:
-    # An exception, so that temporary files are removed.
     raise SystemExit(EXIT_TERMINATED)
 
 
 def _invoke(command: click.Command, program: str) -> int:
+    """Run a command, report its error, and return the exit code."""
+    try:
+        return _run(command, program)
+    finally:
+        _stop_handling_signals()
+
+
+def _run(command: click.Command, program: str) -> int:
     # Not command.main(), which exits with 1 if the output pipe is closed.
     try:
+        _handle_signals()
         with command.make_context(program, sys.argv[1:]) as context:
             code = command.invoke(context)
         sys.stdout.flush()

@@ -251,6 +251,10 @@ def _open(path: Path, providers: list[Any], threads: int, record_nodes: bool) ->
     if record_nodes:
         options.add_session_config_entry(_RECORD_NODES, "1")
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InvalidModelError(f"{path}: onnxruntime opens no path that is not UTF-8; rename it") from None
+    try:
         # Without fallback: it would use the CPU if the requested provider fails, and print so on stdout.
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own classes have no common base

@@ -167,9 +167,9 @@ def _folder_images(folder: str, recursive: bool) -> Iterator[ImageSource]:
             open_folders.pop()
         elif isinstance(entry, ImageSource):
             yield entry
-        elif recursive and _is_folder(entry, follow_symlinks=False):
+        elif recursive and is_folder(entry, follow_symlinks=False):
             open_folders.append(_scan(entry.path))
-        elif Path(entry.name).suffix.lower() in SUFFIXES and (not recursive or not _is_folder(entry)):
+        elif Path(entry.name).suffix.lower() in SUFFIXES and (not recursive or not is_folder(entry)):
             yield ImageSource(entry.path, entry.path)
 
 
@@ -186,8 +186,9 @@ def _scan(folder: str) -> Iterator[os.DirEntry[str] | ImageSource]:
     yield from sorted(entries, key=lambda entry: entry.name)
 
 
-def _is_folder(entry: os.DirEntry[str], follow_symlinks: bool = True) -> bool:
+def is_folder(entry: os.DirEntry[str], follow_symlinks: bool = True) -> bool:
+    """Return whether an entry of a folder is a folder; links in a circle are none."""
     try:
         return entry.is_dir(follow_symlinks=follow_symlinks)
     except OSError:
-        return False  # such as links in a circle; opening it reports what is wrong
+        return False  # opening it reports what is wrong

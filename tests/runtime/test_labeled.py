@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow
@@ -129,9 +131,21 @@ def test_links_to_images_and_folders_are_followed_and_loops_end(tmp_path):
     (data / "dog/inside/up").symlink_to(data)
     (data / "everything").symlink_to(data)  # no class of its own
     (data / "dog/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    for circle in ("horse", "dog/circle", "dog/circle.jpg"):  # each leads to itself
+        (data / circle).symlink_to(data / circle)
     images = find_labeled_images(data)
     assert images.names == ("cat/1.jpg", "dog/7.jpg", "dog/9.jpg", "dog/inside/8.jpg", "dog/more/2.jpg")
-    assert images.warnings == (f"1 links to images lead nowhere and are left out (the first is {data}/dog/gone.jpg)",)
+    assert images.warnings == (f"4 links lead nowhere and are left out (the first is {data}/dog/circle)",)
+
+
+@pytest.mark.parametrize("data", ["data", "data.tar", "data.jsonl"])
+def test_a_class_whose_name_is_not_utf_8_is_an_error(tmp_path, data):
+    touch(tmp_path / "data", "a/1.jpg", os.fsdecode(b"b\xff/2.jpg"))
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        tar.add(tmp_path / "data", "data")
+    (tmp_path / "data.jsonl").write_text('{"path": "data/a/1.jpg", "label": "b\\udcff"}\n')
+    with pytest.raises(DataError, match=r"the name of the class 'b\\udcff' is not UTF-8; rename it"):
+        find_labeled_images(tmp_path / data)
 
 
 def test_nested_folders_are_no_classes_and_the_message_says_so(tmp_path):

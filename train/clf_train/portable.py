@@ -14,14 +14,14 @@ _WITH_PATH = re.compile(r"(--[\w-]+=|-\w)?(/.*|[A-Za-z]:[\\/].*)", re.DOTALL)
 def portable_path(path: str) -> str:
     """Return a path for others to see: a relative one as it was typed, an absolute one relative to the current folder.
 
-    Outside the current folder, only the last component is left.
+    Outside the current folder, only the last component is left. Bytes that are not UTF-8 become `\\xNN`.
     """
-    if not _WITH_PATH.fullmatch(path):
-        return path
-    try:
-        return Path(path).relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    if _WITH_PATH.fullmatch(path):
+        try:
+            path = Path(path).relative_to(Path.cwd()).as_posix()
+        except ValueError:
+            path = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def portable_member(path: str, data: str) -> str:
@@ -44,4 +44,4 @@ def leads_to(recorded: str | None, path: str) -> bool:
 
 def _make_portable(argument: str) -> str:
     match = _WITH_PATH.fullmatch(argument)
-    return argument if match is None else f"{match[1] or ''}{portable_path(match[2])}"
+    return portable_path(argument) if match is None else f"{match[1] or ''}{portable_path(match[2])}"

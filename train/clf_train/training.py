@@ -104,7 +104,7 @@ def preview(config: TrainConfig, folder: Path, callbacks: TrainCallbacks) -> Pat
     with folders.locked_folder(folder, "clf-train --preview"), folders.atomic_folder(folder, plan) as staging:
         workplace = Workplace(folder, staging, device, distributed.SINGLE_PROCESS, callbacks)
         page = html_from_images(prepare_inputs(config, workplace), config.source.seed)
-        (staging / artifacts.PREVIEW).write_bytes(page.encode("utf-8", "replace"))
+        (staging / artifacts.PREVIEW).write_bytes(page.encode("utf-8", "backslashreplace"))
     return folder / artifacts.PREVIEW
 
 

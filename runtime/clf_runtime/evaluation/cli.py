@@ -152,14 +152,14 @@ def _write_results(evaluation: Evaluation, output_format: str, target: Path | No
     if target is None:
         click.echo(text)
     else:
-        atomic_write(target, f"{text}\n".encode())
+        atomic_write(target, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def _write_page(evaluation: Evaluation, path: Path) -> None:
     from clf_runtime.evaluation.page import html_from_evaluation
     from clf_runtime.files import atomic_write
 
-    atomic_write(path, html_from_evaluation(evaluation).encode())
+    atomic_write(path, html_from_evaluation(evaluation).encode("utf-8", "backslashreplace"))
 
 
 def _exit_code(evaluation: Evaluation, min_accuracy: float | None) -> int:

@@ -48,7 +48,17 @@ def find_labeled_images(source: Path, columns: Columns = Columns()) -> LabeledIm
         OSError: A file or folder cannot be read.
     """
     images = _find(source, columns)
+    _raise_if_not_text(source, images)
     return images if images.groups is not None else _group(images, columns.group_by)
+
+
+def _raise_if_not_text(source: Path, images: LabeledImages) -> None:
+    """Raise DataError if a class has no valid name: on Linux, that of a folder can be any bytes."""
+    for label in images.class_names:
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{source}: the name of the class {label!r} is not UTF-8; rename it") from None
 
 
 def _find(source: Path, columns: Columns) -> LabeledImages:

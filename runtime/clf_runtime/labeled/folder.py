@@ -35,8 +35,7 @@ def find_in_folder(root: Path) -> LabeledImages:
     found = _find(tree, root, "")
     if tree.broken_links:
         found.warnings.append(
-            f"{len(tree.broken_links)} links to images lead nowhere and are left out (the first is "
-            f"{root / tree.broken_links[0]})"
+            f"{len(tree.broken_links)} links lead nowhere and are left out (the first is {root / tree.broken_links[0]})"
         )
     return _images_from(found, root, find_split_folders(tree, ""))
 

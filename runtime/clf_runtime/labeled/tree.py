@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clf_runtime.preprocess import SUFFIXES
+from clf_runtime.sources import is_folder
 
 
 class ImageTree(ABC):
@@ -35,21 +36,29 @@ class FolderTree(ImageTree):
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.broken_links: list[str] = []  # of those folders that were searched so far
+        self._broken_links: set[str] = set()
         self._images: dict[str, list[str]] = {}  # by folder
+
+    @property
+    def broken_links(self) -> list[str]:
+        """The links that lead nowhere or in a circle, in those folders that were searched so far."""
+        return sorted(self._broken_links)
 
     def subfolders(self, folder: str) -> list[str]:
         """See ImageTree; a link to the folder or to one above it is left out, because it has every class in it."""
         path = self._root / folder
         here = path.resolve()
+        names = []
         with os.scandir(path) as entries:
-            return sorted(
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".")
-                and entry.is_dir()
-                and not (entry.is_symlink() and here.is_relative_to(Path(entry.path).resolve()))
-            )
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if is_folder(entry):
+                    if not (entry.is_symlink() and here.is_relative_to(Path(entry.path).resolve())):
+                        names.append(entry.name)
+                elif _is_broken_link(entry):
+                    self._broken_links.add(prefix(folder) + entry.name)
+        return sorted(names)
 
     def images(self, folder: str) -> list[str]:
         """See ImageTree."""
@@ -77,12 +86,12 @@ class FolderTree(ImageTree):
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if is_folder(entry):
                         (linked if entry.is_symlink() else folders).append((entry.path, f"{inside}{entry.name}/"))
+                    elif _is_broken_link(entry):
+                        self._broken_links.add(prefix_of_top + inside + entry.name)
                     elif is_image_name(entry.name) and entry.is_file():
                         yield inside + entry.name
-                    elif is_image_name(entry.name) and entry.is_symlink():
-                        self.broken_links.append(prefix_of_top + inside + entry.name)
 
 
 class NameTree(ImageTree):
@@ -112,6 +121,11 @@ class NameTree(ImageTree):
             return self._images
         # "0" follows "/".
         return self._images[bisect_left(self._images, f"{folder}/") : bisect_left(self._images, f"{folder}0")]
+
+
+def _is_broken_link(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry that is no folder is a link that leads nowhere or in a circle."""
+    return entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110 (for each link)
 
 
 def prefix(folder: str) -> str:

@@ -95,7 +95,7 @@ def predict(results: RunResults) -> Predictions:
     return Predictions(
         labels=tuple(shorten(label) for label in results.spec.labels),
         pixels=results.pixels,
-        names=tuple(printable(portable_path(name)) for name in results.names) or ("",) * len(results.targets),
+        names=tuple(portable_path(name) for name in results.names) or ("",) * len(results.targets),
         targets=results.targets,
         predicted=results.probabilities.argmax(axis=1).astype(np.int64),
         confidence=np.nan_to_num(results.probabilities.max(axis=1)),  # a diverged model has none
@@ -109,11 +109,6 @@ def title_of(spec: ModelSpec) -> str:
     # The last component of the folder's path, on any system; the provenance shows the complete path.
     data = PureWindowsPath(spec.provenance.data).name or spec.provenance.data
     return f"{spec.architecture} on {shorten(data)}"
-
-
-def printable(name: str) -> str:
-    """Return a file's name as valid Unicode; on Linux, a name can be any bytes."""
-    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def shorten(label: str) -> str:

@@ -10,7 +10,6 @@ from clf_train.data_quality.confusions import ConfusedPair
 from clf_train.data_quality.duplicates import DuplicatePair
 from clf_train.data_quality.learning_curve import LearningCurve
 from clf_train.data_quality.pool import SPLITS
-from clf_train.report.analysis import printable
 from clf_train.report.curve_chart import CurveChart, draw_learning_curve
 from clf_train.report.splits import LabeledSplits
 from clf_train.report.thumbnails import encode_images
@@ -156,7 +155,7 @@ class _CardBuilder:
     def _card(self, index: int, source: str, suggested: str = "") -> DataCard:
         split = SPLITS[self.splits.split_of(index)]
         label = self.labels[int(self.splits.targets[index])]
-        return DataCard(source, printable(self.splits.name(index)), label, split, suggested)
+        return DataCard(source, self.splits.name(index), label, split, suggested)
 
     def _encode(self, indices: Sequence[int], budget_bytes: int) -> tuple[str, ...]:
         return encode_images(self.splits.pixels, indices, budget_bytes).sources

@@ -20,7 +20,6 @@ from clf_train.report.analysis import (
     build_confusion_matrix,
     count_confusions,
     predict,
-    printable,
     rank_classes,
     rank_confusions,
     rank_mistakes,
@@ -150,6 +149,6 @@ def _describe_splits(results: RunResults) -> tuple[SplitRow, ...]:
     origins = provenance.splits if provenance is not None and provenance.splits is not None else {}
     counts = [len(part.targets) for part in results.splits.parts] if results.splits else [None, None, None]
     return tuple(
-        SplitRow(name, printable(origins[key]) if key in origins else _CHOSEN_BY_SEED, count, use)
+        SplitRow(name, origins.get(key, _CHOSEN_BY_SEED), count, use)
         for (name, key, use), count in zip(_SPLITS, counts, strict=True)
     )

@@ -21,8 +21,10 @@ def write_report(folder: Path, results: RunResults) -> None:
         OSError: a file cannot be written.
     """
     quality = analyze_data(results)
-    (folder / artifacts.REPORT).write_text(html_from_run(results, quality), encoding="utf-8")
-    (folder / artifacts.IMAGES).write_text(html_from_predictions(results), encoding="utf-8")
+    # On Linux, a name can be any bytes.
+    pages = {artifacts.REPORT: html_from_run(results, quality), artifacts.IMAGES: html_from_predictions(results)}
+    for name, page in pages.items():
+        (folder / name).write_bytes(page.encode("utf-8", "backslashreplace"))
     if quality is not None and results.splits is not None:
         table = csv_from_label_issues(quality.label_issues, results.splits, results.spec.labels)
         (folder / artifacts.LABEL_ISSUES).write_bytes(table.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,32 @@
+"""The entry points of `clf-run`, `clf-bench` and `clf-eval`, and what starts every command."""
+
+from __future__ import annotations
+
+import signal
+from importlib import import_module
+
+
+def start(module: str) -> None:
+    """Import the module of a command, and run its `main`.
+
+    Until the command handles Ctrl-C, it ends the process at once: the traceback of an import would mean nothing to the
+    user, and there is nothing to clean up yet.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import_module(module).main()
+
+
+def clf_run() -> None:
+    """Run `clf-run`."""
+    start("clf_runtime.cli")
+
+
+def clf_bench() -> None:
+    """Run `clf-bench`."""
+    start("clf_runtime.bench.cli")
+
+
+def clf_eval() -> None:
+    """Run `clf-eval`."""
+    start("clf_runtime.evaluation.cli")

@@ -1,0 +1,79 @@
+"""Ctrl-C and SIGTERM while a command starts: no traceback of ours, and the exit code that a shell expects."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import BIN, ROOT
+
+COMMANDS = {
+    "clf-run": ("artifacts/samples",),
+    "clf-bench": ("--rounds", "1", "--seconds", "0"),
+    "clf-eval": ("--data", "artifacts/samples"),
+    "clf-train": ("-a", "new", "--epochs", "0.1"),
+    "clf-import": ("-a", "new", "--model", "tiny-convnet", "--weights", "none.pt", "--data", "digits"),
+    "clf-export": ("-a", "none"),
+}
+
+
+def module_that_interrupts(folder: Path, name: str, number: int) -> dict[str, str]:
+    """Return an environment in which importing a module sends a signal to the process first."""
+    (folder / f"{name}.py").write_text(f"import os\nos.kill(os.getpid(), {number})\n")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)], ids=["ctrl-c", "sigterm"]
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_that_is_still_being_imported_ends_at_once_without_a_traceback(tmp_path, command, number, code):
+    environment = module_that_interrupts(tmp_path, "click", number)
+    done = subprocess.run([BIN / command], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "printed"), [(signal.SIGINT, 130, "clf-run: interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_a_command_that_has_started_says_that_it_was_interrupted(home, tmp_path, number, code, printed):
+    environment = module_that_interrupts(tmp_path, "numpy", number)
+    done = subprocess.run(
+        [BIN / "clf-run", "artifacts/samples"], cwd=home, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, printed)
+
+
+def test_a_command_in_the_background_ignores_ctrl_c(home, tmp_path):
+    """A shell without job control starts it so."""
+    script = f"trap '' INT; exec '{BIN}/clf-run' --version"
+    environment = module_that_interrupts(tmp_path, "gettext", signal.SIGINT)  # click imports it
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode in (0, 1)  # 1: the module of the test has no content
+    assert "KeyboardInterrupt" not in done.stderr
+
+
+def interrupt(command: Sequence[object], home: Path, number: int, after_s: float) -> tuple[int, str]:
+    with subprocess.Popen(
+        list(map(str, command)), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        time.sleep(after_s)
+        process.send_signal(number)
+        return process.wait(60), process.stderr.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_signal_at_any_moment_of_the_start_shows_no_traceback_of_ours(home, command, number):
+    """Python itself prints one if Ctrl-C arrives while it starts, before it runs anything of ours."""
+    for milliseconds in range(10, 201, 10):
+        code, printed = interrupt([BIN / command, *COMMANDS[command]], home, number, milliseconds / 1000)
+        assert code in (-number, 128 + number, *((1,) if "init_import_site" in printed else ())), printed
+        assert not any(f"{ROOT}/{package}/" in printed for package in ("train", "export", "runtime/clf_runtime/c"))

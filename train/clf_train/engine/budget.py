@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -48,11 +49,12 @@ def fit_to_budget(recipe: Recipe, epoch_s: float, seconds: float) -> Recipe:
 def restore_recipe(recipe: Recipe, identity: Mapping[str, str]) -> Recipe:
     """Return the recipe with what a budget chose for a checkpoint, by its identity."""
     first_block = identity.get("first block", "None")
-    return replace(
-        recipe,
-        epochs=float(identity.get("epochs", recipe.epochs)),
-        first_block=None if first_block == "None" else int(first_block),
-    )
+    try:
+        epochs = float(identity.get("epochs", recipe.epochs))
+        block = None if first_block == "None" else int(first_block)
+    except ValueError:
+        return recipe  # of another training run, which is reported when the two are compared
+    return replace(recipe, epochs=epochs, first_block=block) if 0 <= epochs < math.inf else recipe
 
 
 def _round(epochs: float) -> float:

@@ -134,12 +134,18 @@ class CheckpointSchedule:
         """Restore the newest state, if there is one.
 
         Raises:
-            DataError: it is of a different training run.
+            DataError: it is of a different training run, or contains something else.
         """
         state = self._store.load_newest(on_warning) if self._group.is_main else None
         state = self._group.broadcast(state)
         if state is not None:
-            self._trainer.restore(state)
+            try:
+                self._trainer.restore(state)
+            except ValueError as error:
+                raise DataError(
+                    f"{self._store.folder}: the state in its checkpoint is not one of this training run ({error}); "
+                    "start over with --overwrite"
+                ) from None
 
     def _agree(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether it is set in any process."""
@@ -187,4 +193,5 @@ def _read(path: Path) -> Mapping[str, Any] | None:
         return None  # whoever can write the file can write its digest, so the content may be anything
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(key), dict) for key in _KEYS):
         return None
-    return checkpoint
+    is_text = all(isinstance(text, str) for item in checkpoint["identity"].items() for text in item)
+    return checkpoint if is_text else None

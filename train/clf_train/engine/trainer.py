@@ -22,6 +22,7 @@ from clf_train.engine.device import select_precision
 from clf_train.engine.evaluate import Predictor, compute_metrics, gather_logits, standardize
 from clf_train.engine.optimizer import create_optimizer
 from clf_train.engine.schedule import Schedule, count_images_in_batch
+from clf_train.engine.state import raise_if_foreign
 from clf_train.history import Epoch
 from clf_train.models.transfer import split_network
 from clf_train.recipe import Recipe
@@ -168,7 +169,12 @@ class Trainer:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned. A collective.
+
+        Raises:
+            ValueError: it is not the state of such a training run; the message says what differs.
+        """
+        raise_if_foreign(state, self.state(), self._optimizer, self._schedule.steps)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])

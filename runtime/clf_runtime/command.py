@@ -66,6 +66,9 @@ _MACHINE_ERRNOS = {
     errno.EISDIR,
     errno.EEXIST,
     errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ELOOP,
+    errno.ESTALE,
     errno.ENOMEM,
 }
 

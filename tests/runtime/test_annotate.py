@@ -71,6 +71,35 @@ def test_labels_are_legible_below_images_of_any_size(size):
     assert (below == 255).all(axis=2).any()  # the text is white, and no part of the image is
 
 
+def test_a_copy_with_a_thousand_labels_has_the_first_ones_only():
+    many = Prediction("a", "label 0", 0, 0.1, tuple(Score(f"label {row}", 0.1) for row in range(1000)), "CPU")
+    assert annotate_image(drawing(300, 200), many).size == (300, 200 + 20 * 25)
+    assert annotate_image(drawing(2000, 2000), many).height <= 4000
+
+
+class CountingFont:
+    """A font that counts how many letters are measured."""
+
+    def __init__(self, font) -> None:
+        self._font = font
+        self.measured = 0
+
+    def getlength(self, text: str) -> float:
+        self.measured += len(text)
+        return self._font.getlength(text)
+
+
+def test_a_label_of_any_length_is_shortened_in_a_few_steps():
+    font = CountingFont(annotate._default_font(20))
+    shown = annotate._shorten("x" * 30_000, font, 400)
+    assert shown.endswith("x...")
+    assert 380 < font.getlength(shown) <= 400
+    assert font.measured < 100_000  # letter by letter, it was 450 million
+    assert annotate._shorten("xyz", font, 5) == ""
+    assert annotate._shorten("xyz", font, 400) == "xyz"
+    assert annotate_image(drawing(300, 200), prediction(0.5, "x" * 30_000)).size == (300, 250)
+
+
 @pytest.fixture
 def fonts(tmp_path, monkeypatch):
     """The only folder of system fonts."""
@@ -176,13 +205,27 @@ def test_only_a_new_an_empty_or_an_annotated_folder_is_written_to(run, tmp_path,
 def test_a_link_does_not_lead_out_of_the_folder(run, tmp_path, samples):
     for name in ("in", "out", "elsewhere"):
         (tmp_path / name).mkdir()
-    shutil.copy(samples[0], tmp_path / "in/x.png")
+    (tmp_path / "in/inside").mkdir()
+    shutil.copy(samples[0], tmp_path / "in/inside/x.png")
     (tmp_path / "out" / MARKER).touch()
     (tmp_path / "out/in").symlink_to(tmp_path / "elsewhere")
-    done = run("in", "--annotate", "out")
+    done = run("in", "-r", "--annotate", "out")
     assert done.code == 4
     assert "a link leads out of out" in done.error
-    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not list((tmp_path / "elsewhere").iterdir())  # not even a folder for the copy
+
+
+@pytest.mark.parametrize("link", ["out", "out/in"])
+def test_a_link_in_a_circle_is_one_line(run, tmp_path, samples, link):
+    (tmp_path / "in").mkdir()
+    shutil.copy(samples[0], tmp_path / "in/x.png")
+    if link != "out":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / MARKER).touch()
+    (tmp_path / link).symlink_to(tmp_path / link)
+    done = run("in", "--annotate", "out/deeper" if link == "out" else "out")
+    assert done.code == 4
+    assert str(link) in done.error
 
 
 def test_a_resumed_run_writes_the_remaining_copies(run, tmp_path, samples):

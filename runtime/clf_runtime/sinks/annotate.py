@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import hashlib
@@ -29,6 +30,7 @@ _MIN_SIDE = 240
 _MAX_SIDE = 16_384  # the limit of JPEG is 65,535
 _FONT_RATIO = 1 / 18  # of the shorter side
 _FONT_PIXELS = (14, 96)
+_MIN_ROWS = 20  # more labels only down to twice the height of the image: 1,000 rows of a photo took 3 GB
 _NAME_BYTES = 200  # of the 255 that file systems allow; a temporary name needs the rest
 
 # Pillow's own font covers ASCII. For other labels, the first of these that this system has and that covers them.
@@ -124,9 +126,10 @@ class Annotations:
 
     def _write(self, path: Path, image: Image.Image) -> None:
         file = self._folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.parent.resolve().is_relative_to(self._folder.resolve()):
+        # First: mkdir would follow the link. Path.resolve raises for links in a circle.
+        if not Path(os.path.realpath(file.parent)).is_relative_to(os.path.realpath(self._folder)):
             raise MachineError(f"{file}: a link leads out of {self._folder}; name a new folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
         encoded = io.BytesIO()
         image.save(encoded, "PNG" if file.suffix.lower() == ".png" else "JPEG", quality=92)
         files.atomic_write(file, encoded.getvalue())
@@ -148,7 +151,10 @@ def target_path(name: str) -> Path:
 
 
 def annotate_image(image: Image.Image, prediction: Prediction) -> Image.Image:
-    """Return an RGB image with one line per label below it, filled in proportion to its probability."""
+    """Return an RGB image with one line per label below it, filled in proportion to its probability.
+
+    The lines are no higher than the image, unless there are fewer than 20.
+    """
     image = _scale_to_screen(image)
     width = max(image.width, _MIN_SIDE)
     font = _default_font(round(min(image.size) * _FONT_RATIO))
@@ -156,6 +162,7 @@ def annotate_image(image: Image.Image, prediction: Prediction) -> Image.Image:
     if prediction.index is None:
         rows[0] = (f"{prediction.label} ({rows[0][0]}?)", prediction.score)
     height = round(sum(font.getmetrics()) * 1.4)
+    rows = rows[: max(_MIN_ROWS, image.height // height)]
     canvas = Image.new("RGB", (width, image.height + height * len(rows)), _BACKGROUND)
     canvas.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
@@ -163,7 +170,7 @@ def annotate_image(image: Image.Image, prediction: Prediction) -> Image.Image:
     for position, (label, score) in enumerate(rows):
         top = image.height + position * height
         draw.rectangle((0, top, max(0, round(width * score) - 1), top + height - 1), color)
-        text, font_of_text = _choose_font(label, font)
+        text, font_of_text = _choose_font(label[:width], font)  # no letter is narrower than a pixel
         _draw_row(draw, (width, top + height // 2), height // 3, (text, f"{score:.3f}"), font_of_text)
     return canvas
 
@@ -191,12 +198,18 @@ def _draw_row(
     """Draw a label from the left, shortened if necessary, and its score up to `end`."""
     (width, middle), (label, score) = end, texts
     available = width - 3 * margin - font.getlength(score)
-    shown = label
-    while shown and font.getlength(shown) > available:
-        label = label[:-1]
-        shown = f"{label}..." if label else ""
-    draw.text((margin, middle), shown, _WHITE, font, "lm")
+    draw.text((margin, middle), _shorten(label, font, available), _WHITE, font, "lm")
     draw.text((width - margin, middle), score, _WHITE, font, "rm")
+
+
+def _shorten(label: str, font: ImageFont.FreeTypeFont, available: float) -> str:
+    """Return a label, or as many of its letters as fit with three dots."""
+    if font.getlength(label) <= available:
+        return label
+    kept = bisect.bisect_right(
+        range(1, len(label) + 1), available, key=lambda letters: font.getlength(f"{label[:letters]}...")
+    )
+    return f"{label[:kept]}..." if kept else ""
 
 
 def _choose_font(label: str, font: ImageFont.FreeTypeFont) -> tuple[str, ImageFont.FreeTypeFont]:

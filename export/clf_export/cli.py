@@ -11,6 +11,7 @@ from clf_export.formats import FORMATS, PRECISIONS, select_targets
 from clf_export.progress import Progress
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
+from clf_runtime.errors import escape
 from clf_runtime.onnx_file import RUNTIMES
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def main() -> NoReturn:
 
 
 def _format_table(exported: Sequence[ExportedFile]) -> str:
-    rows = [_HEADER, *map(_format_row, exported)]
+    rows = [_HEADER, *(tuple(map(escape, _format_row(file))) for file in exported)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from clf_runtime.command import say
+from clf_runtime.errors import escape
 from clf_runtime.progress import format_duration
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Progress:
     def on_message(self, message: str) -> None:
         """See ExportCallbacks."""
         if self._bar is not None:
-            self._bar.write(message, file=sys.stderr)
+            self._bar.write(escape(message), file=sys.stderr)
         else:
             say(message)
 

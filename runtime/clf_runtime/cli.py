@@ -12,7 +12,7 @@ import click
 from clf_runtime import __version__
 from clf_runtime.artifacts import ONNX
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
-from clf_runtime.errors import EXIT_INVALID, EXIT_OK, EXIT_SOME_FAILED
+from clf_runtime.errors import EXIT_INVALID, EXIT_OK, EXIT_SOME_FAILED, escape
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,7 +179,7 @@ def _print_self_test(path: Path, output_format: str, device: str, threads: int |
         say(f"clf-run: {classifier.warning}")
     result = run_self_test(classifier)
     if output_format == "text":
-        click.echo(f"{path}: {result}")
+        click.echo(escape(f"{path}: {result}"))
     else:
         import json
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -85,15 +86,32 @@ def execute(command: click.Command, *, exit_immediately: bool = False) -> NoRetu
     if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:
         command.main(prog_name=program)  # shell completion; exits
     _open_closed_streams()
+    binary = open(sys.stderr.fileno(), "wb", closefd=False)  # noqa: SIM115 (a descriptor, for good)
+    sys.stderr = _Messages(binary, sys.stderr.encoding, "backslashreplace", line_buffering=True)
     # A name of any bytes, and a Δ where the terminal has none, are no reason to end.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # What Pillow warns about is in the result of the image, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
     code = _invoke(command, program)
-    _flush_streams()
+    _flush_stdout()
     if exit_immediately:
         os._exit(code)
     sys.exit(code)
+
+
+class _Messages(io.TextIOWrapper):
+    """Stderr. A full disk behind it, or a terminal that is gone, must not end the results."""
+
+    def write(self, text: str) -> int:
+        """Write a text if that is possible."""
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered if that is possible."""
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 def _open_closed_streams() -> None:
@@ -103,22 +121,20 @@ def _open_closed_streams() -> None:
     """
     for name, mode, flags in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode))
+            setattr(sys, name, os.fdopen(os.open(os.devnull, flags), mode, closefd=False))
 
 
-def _flush_streams() -> None:
-    """Flush stdout and stderr. If that fails, the error was reported already, and must not occur again at shutdown."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _flush_stdout() -> None:
+    """Flush stdout. If that fails, the error was reported already, and must not occur again at shutdown."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(message: str) -> None:
-    """Print a message on stderr, without escape sequences. Only results go to stdout."""
-    with contextlib.suppress(OSError):  # a full disk behind stderr must not end the results
-        click.echo("\n".join(map(escape, message.split("\n"))), err=True)
+    """Print a message on stderr, in one line and without escape sequences. Only results go to stdout."""
+    click.echo(escape(message), err=True)
 
 
 def _handle_signals() -> None:
@@ -158,6 +174,7 @@ def _run(command: click.Command, program: str) -> int:
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as wrong_usage:
+        wrong_usage.message = escape(wrong_usage.message or "")  # type: ignore[misc,unused-ignore] # it quotes values
         wrong_usage.show()
         return wrong_usage.exit_code
     except (KeyboardInterrupt, click.Abort) as interrupt:

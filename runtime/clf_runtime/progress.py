@@ -84,7 +84,11 @@ class ProgressBar:
 
     def _draw(self, text: str) -> None:
         # A line that wraps could not be overwritten. A terminal of unknown width reports 0 columns.
-        text = text[: (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1]
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        except OSError:  # the terminal is gone
+            return
+        text = text[: columns - 1]
         sys.stderr.write(f"\r{text:<{self._drawn_characters}}\r{text}")
         sys.stderr.flush()
         self._drawn_characters = len(text)

@@ -191,6 +191,45 @@ def test_results_do_not_depend_on_stderr(home, redirection):
     assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (1, 16, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>/dev/full >/dev/full", "<&- >&- 2>&-"])
+def test_a_usage_error_that_nobody_can_read_still_ends_with_2(home, redirection):
+    command = f"'{BIN}/clf-run' --top 0 {redirection}"
+    done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_results_do_not_depend_on_a_terminal_that_is_closed_meanwhile(home, samples, tmp_path):
+    controller, terminal = os.openpty()
+    command = [BIN / "clf-run", samples[0], "none.png", "-", samples[1], "-o", tmp_path / "results.txt"]
+    with subprocess.Popen(
+        [*command, "--threads", "1", "--batch-size", "1"], cwd=home, stdin=subprocess.PIPE, stderr=terminal
+    ) as process:
+        os.close(terminal)
+        assert b"1 of 4 images" in os.read(controller, 1000)
+        os.close(controller)
+        process.communicate(samples[2].read_bytes(), timeout=60)
+    assert process.returncode == 1
+    assert len((tmp_path / "results.txt").read_text().splitlines()) == 3
+
+
+def test_a_line_break_in_a_path_does_not_break_a_line_of_output(command, artifacts, model, tmp_path):
+    name = "a\nb\x1b[2J\rc"
+    shutil.copy(model, tmp_path / f"{name}.onnx")
+    for option in ("--model", "--artifacts"):
+        done = command("clf-run", "x.png", option, f"no {name}")
+        assert done.code == 3
+        assert done.error.startswith("clf-run: no a\\nb\\x1b[2J\\rc")
+    for option in ("--output", "--annotate"):
+        done = command("clf-run", ".", "-m", model, option, f"{name}.onnx")
+        assert done.code == 2
+        assert done.error.startswith(f"clf-run: {option} a\\nb\\x1b[2J\\rc.onnx")
+    done = command("clf-run", "--self-test", "-m", f"{name}.onnx")
+    assert done.out.startswith("a\\nb\\x1b[2J\\rc.onnx: self-test passed")
+    assert len(done.out.splitlines()) == 1
+    assert "'--a\\nb\\x1b[2J\\rc'" in command("clf-run", f"--{name}").err.splitlines()[-1]
+
+
 def test_escape_sequences_in_labels_and_names_do_not_reach_the_terminal(command, model, samples, tmp_path):
     spec = json.loads(read(model).metadata["clf.spec"])
     spec["labels"] = [f"\x1b[2J{label}\x9b" for label in spec["labels"]]

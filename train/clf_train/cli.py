@@ -11,7 +11,7 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
-from clf_runtime.errors import DataError, InvalidModelError, UsageError
+from clf_runtime.errors import DataError, InvalidModelError, UsageError, escape
 from clf_train import torchrun
 from clf_train.normalization_options import MEAN_OPTION, STD_OPTION
 from clf_train.progress import Progress
@@ -326,7 +326,7 @@ def command(
     with Progress() as progress:
         if preview:
             path = write_preview(config, folder, progress)
-            click.echo(f"wrote {path}; the same command without --preview trains")
+            click.echo(escape(f"wrote {path}; the same command without --preview trains"))
             return
         try:
             result = train(config, folder, progress)

@@ -9,6 +9,7 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.command import ARTIFACTS_OPTION, execute
+from clf_runtime.errors import escape
 from clf_train.cli import (
     COLOR_OPTION,
     DATA_ROOT_OPTION,
@@ -104,8 +105,10 @@ def command(
     spec = import_model(config, folder)
     accuracy = f"{format_accuracy(spec.metrics)}; " if spec.metrics else ""
     click.echo(
-        f"{accuracy}wrote {folder / 'model.pt'} with {len(config.labels)} labels; "
-        f"next: {format_export_command(spec, artifacts, config.source)}"
+        escape(
+            f"{accuracy}wrote {folder / 'model.pt'} with {len(config.labels)} labels; "
+            f"next: {format_export_command(spec, artifacts, config.source)}"
+        )
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from clf_runtime.errors import escape
 from clf_train.comparing import ComparedModel, ModelComparison
 
 _MAX_IMAGES = 20  # in the text
@@ -69,7 +70,7 @@ def _describe(comparison: ModelComparison, model: ComparedModel) -> tuple[str, .
 
 def _format_verdict(comparison: ModelComparison) -> str:
     low, high = comparison.interval
-    model, other = comparison.model.name, comparison.other.name
+    model, other = escape(comparison.model.name), escape(comparison.other.name)
     p_value = comparison.p_value
     conclusion = "they differ" if p_value < _SIGNIFICANT else "this may be chance"
     others = len(comparison.changed) - comparison.fixed - comparison.broken
@@ -82,5 +83,6 @@ def _format_verdict(comparison: ModelComparison) -> str:
 
 
 def _format_table(rows: Sequence[tuple[str, ...]]) -> str:
+    rows = [tuple(map(escape, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from clf_runtime.command import say
+from clf_runtime.errors import escape
 from clf_runtime.progress import format_duration
 from clf_train import torchrun
 from clf_train.class_table import lines_from_findings
@@ -114,7 +115,7 @@ class Progress:
 
     def _say(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(escape(line), file=sys.stderr)
         elif self._prints:
             say(line)
 

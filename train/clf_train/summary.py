@@ -6,6 +6,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
+from clf_runtime.errors import escape
 from clf_runtime.evaluation.statistics import wilson_interval
 from clf_train.portable import leads_to
 from clf_train.progress import format_percent
@@ -27,11 +28,14 @@ def format_result(result: TrainResult, artifacts: str, source: DataSource) -> st
     latency = (
         "" if result.latency_ms is None else f", about {format_latency(result.latency_ms)} per image when exported"
     )
-    return (
-        f"wrote {result.artifacts / 'model.pt'}, {result.artifacts / 'report.html'}; "
-        f"calibration error {format_percent(metrics.calibration_error)} "
-        f"({format_percent(result.uncalibrated.calibration_error)} before temperature scaling)\n"
-        f"{format_accuracy(metrics)}{latency}; next: {format_export_command(result.spec, artifacts, source)}"
+    return "\n".join(
+        (
+            escape(f"wrote {result.artifacts / 'model.pt'}, {result.artifacts / 'report.html'}; ")
+            + f"calibration error {format_percent(metrics.calibration_error)} "
+            f"({format_percent(result.uncalibrated.calibration_error)} before temperature scaling)",
+            f"{format_accuracy(metrics)}{latency}; "
+            + escape(f"next: {format_export_command(result.spec, artifacts, source)}"),
+        )
     )
 
 

@@ -12,6 +12,7 @@ from importlib import metadata
 from clf_runtime import __version__
 from clf_runtime.bench.measure import STAGES, BenchOptions, BenchResult
 from clf_runtime.diagnostics import cpu
+from clf_runtime.errors import escape
 from clf_runtime.machine import usable_cores
 from clf_runtime.providers import installed_wheels
 
@@ -29,6 +30,7 @@ def table(results: list[BenchResult]) -> str:
         ["nodes", *(_format_nodes(result) for result in results)],
         ["images", *(_format_images(result) for result in results)],
     ]
+    rows = [list(map(escape, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -19,7 +19,7 @@ from typing import Literal
 from clf_runtime import __version__, machine, onnx_file, providers
 from clf_runtime.diagnostics import cpu
 from clf_runtime.diagnostics.probe import Report
-from clf_runtime.errors import EXIT_INVALID, EXIT_MACHINE, EXIT_OK, InvalidModelError, format_reason
+from clf_runtime.errors import EXIT_INVALID, EXIT_MACHINE, EXIT_OK, InvalidModelError, escape, format_reason
 from clf_runtime.onnx_file import parse_version
 
 # onnxruntime and numpy need this much before a model is loaded.
@@ -80,9 +80,9 @@ def table(findings: list[Finding]) -> str:
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
-        lines.append(f"{finding.status:<5}  {finding.name:<{width}}  {finding.message}")
+        lines.append(f"{finding.status:<5}  {finding.name:<{width}}  {escape(finding.message)}")
         if finding.remedy:
-            lines.append(f"{'':<5}  {'':<{width}}  → {finding.remedy}")
+            lines.append(f"{'':<5}  {'':<{width}}  → {escape(finding.remedy)}")
     problems = sum(finding.status == "wrong" for finding in findings)
     lines.append(f"{problems or 'no'} {'problem' if problems == 1 else 'problems'} found")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from clf_runtime.errors import escape
 from clf_runtime.evaluation.formatting import (
     format_images,
     format_interval,
@@ -32,7 +33,7 @@ def format_evaluation(evaluation: Evaluation) -> str:
     """Return the results as text."""
     results = evaluation.results
     parts = [
-        describe_images(evaluation.images),
+        escape(describe_images(evaluation.images)),
         _format_overview(evaluation),
     ]
     if len(results) == 1:
@@ -85,7 +86,7 @@ def describe_images(images: EvalImages) -> str:
 
 def describe_comparison(comparison: Comparison) -> str:
     """Return in one line whether two models differ."""
-    names = f"{comparison.second} against {comparison.first}"
+    names = escape(f"{comparison.second} against {comparison.first}")
     test = f"{format_points(comparison.difference)} ({format_p_value(comparison.p_value)}, exact McNemar test)"
     changed = f"{len(comparison.changes):,} of {comparison.images:,} predictions changed"
     if not comparison.only_first and not comparison.only_second:
@@ -179,6 +180,7 @@ def _format_f1(evaluation: Evaluation) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]], alignments: str) -> str:
+    rows = [list(map(escape, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

@@ -148,7 +148,7 @@ class Classifier:
 
         Args:
             image: A path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape
-                (H, W), (H, W, 1) or (H, W, 3). An array or PIL image of three channels is RGB.
+                (H, W) or (H, W, C). An array or PIL image of three channels is RGB, an array of four RGBA.
             top: How many labels `Prediction.top` contains, at most one per class.
 
         Returns:
@@ -161,7 +161,7 @@ class Classifier:
 
         Examples:
             >>> classifier.predict("img.jpg", top=3).top  # doctest: +SKIP
-            (Score(label='7', score=0.99...), Score(label='1', score=0.00...), Score(label='9', score=0.00...))
+            (Score(label='7', score=0.99..., index=7), Score(label='1', score=0.00..., index=1), ...)
         """
         pixels = self._decoder.decode(image)
         return self._prediction(_path(image), self._infer(pixels[None], top)[0])
@@ -267,7 +267,7 @@ class Classifier:
         values = np.take_along_axis(probabilities, best, 1)
         labels = self.spec.labels
         return [
-            Ranking(row[0], tuple(Score(labels[index], score) for index, score in zip(row, scores, strict=True)))
+            Ranking(row[0], tuple(Score(labels[index], score, index) for index, score in zip(row, scores, strict=True)))
             for row, scores in zip(best.tolist(), values.tolist(), strict=True)
         ]
 

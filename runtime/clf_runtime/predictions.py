@@ -22,10 +22,12 @@ class Score:
     Attributes:
         label: The class name.
         score: The probability, 0..1.
+        index: The position of the label in `ModelSpec.labels`.
     """
 
     label: str
     score: float
+    index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class CsvFormatter(TextFormatter):
             return _csv_row((result.path, 0, "", "", "", "", result.kind, result.message))
         rows = []
         for rank, row in enumerate(result.top, 1):
-            label, index = (result.label, result.index) if rank == 1 else (row.label, None)
+            label, index = (result.label, result.index) if rank == 1 else (row.label, row.index)
             rows.append(_csv_row((result.path, rank, label, index, f"{row.score:.6f}", result.provider, "", "")))
         return "".join(rows)
 

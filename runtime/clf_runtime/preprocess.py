@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile
 
 from clf_runtime.errors import ImageError, format_reason
 from clf_runtime.spec import Preprocess
@@ -32,6 +32,9 @@ MAX_SIDE = 65_535
 # The memory that decoding and resizing one image may take, by default; and what no format and mode exceeds per pixel.
 MAX_IMAGE_BYTES = 512_000_000
 _MOST_BYTES_PER_PIXEL = 32
+
+# Only an image that is much longer than wide becomes much larger before its crop.
+_ELONGATED = 16
 
 # Pillow reads a few bytes at a time, which took 30 of the 88 us of an MNIST image; smaller files are read at once.
 _READ_AT_ONCE_BYTES = 1 << 20
@@ -79,7 +82,7 @@ def pixels_from_image(image: ImageInput, preprocess: Preprocess, max_bytes: int 
 
     Args:
         image: A path, the bytes of an image file, an open binary file, a PIL image, or a uint8 array of shape (H, W),
-            (H, W, 1) or (H, W, 3).
+            (H, W, 1), (H, W, 3) or (H, W, 4), which is RGBA.
         preprocess: The model's preprocessing.
         max_bytes: The memory that the image may take; if it needs more, that is an error.
 
@@ -116,14 +119,7 @@ def resize_image(image: Image.Image, preprocess: Preprocess, max_bytes: int = MA
     Raises:
         ImageError: The image is so elongated that it would be too large before its crop.
     """
-    size = _resampled_size(image.size, preprocess)
-    most = max(size[0] * size[1], size[0] * image.height)
-    if most > MAX_PIXELS or most * 4 > max_bytes:  # for example a strip of 1 x 100,000 pixels
-        raise ImageError(
-            "too-large",
-            f"{image.width:,} x {image.height:,} pixels would be resized to {size[0]:,} x {size[1]:,} before the crop; "
-            "crop the image first",
-        )
+    size = _check_resizing(image.size, preprocess, max_bytes)
     # In two steps, width before height: Pillow 13 chooses the order by the shape, and rounds between the two.
     for step in ((size[0], image.height), size):
         if step != image.size:
@@ -137,6 +133,19 @@ def resize_image(image: Image.Image, preprocess: Preprocess, max_bytes: int = MA
     canvas = Image.new(preprocess.color, (preprocess.width, preprocess.height), _fill(preprocess))
     canvas.paste(image, ((preprocess.width - size[0]) // 2, (preprocess.height - size[1]) // 2))
     return canvas
+
+
+def _check_resizing(size: tuple[int, int], preprocess: Preprocess, max_bytes: int) -> tuple[int, int]:
+    """Return the size to resample to. Raises ImageError if it is too large, as for a strip of 1 x 100,000 pixels."""
+    to_width, to_height = _resampled_size(size, preprocess)
+    most = max(to_width * to_height, to_width * size[1])
+    if most > MAX_PIXELS or most * 4 > max_bytes:
+        raise ImageError(
+            "too-large",
+            f"{size[0]:,} x {size[1]:,} pixels would be resized to {to_width:,} x {to_height:,} before the crop; "
+            "crop the image first",
+        )
+    return to_width, to_height
 
 
 def convert_color(image: Image.Image, preprocess: Preprocess) -> Image.Image:
@@ -239,8 +248,10 @@ def _decode(image: Image.Image, preprocess: Preprocess, max_bytes: int) -> Image
     _check_size(size)
     try:
         _reduce_jpeg(image, preprocess)
-        if size[0] * size[1] * _MOST_BYTES_PER_PIXEL > max_bytes or "progressive" in image.info:
+        if size[0] * size[1] * _MOST_BYTES_PER_PIXEL > max_bytes or has_several_scans(image):
             _check_budget(image, size, preprocess, max_bytes)
+        if max(size) > _ELONGATED * min(size) and preprocess.resize != "squash":
+            _check_resizing_of(image.size, preprocess, max_bytes)
         image.load()
         # After loading: a PNG may have its EXIF block behind its pixels, and Pillow rotates a TIFF while it loads it.
         orientation = _orientation(image)
@@ -252,6 +263,30 @@ def _decode(image: Image.Image, preprocess: Preprocess, max_bytes: int) -> Image
     except Exception as error:
         # Damage makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, …
         raise _damaged_error(image.format or "image", error) from None
+
+
+def has_several_scans(image: Image.Image) -> bool:
+    """Return whether libjpeg decodes several scans, each of which can take as long as the image: a progressive JPEG, or
+    one whose first scan has not all components."""
+    if image.format not in _JPEG or not isinstance(image, ImageFile.ImageFile) or image.fp is None:
+        return False
+    if "progressive" in image.info:
+        return True
+    count = len(image.getbands())
+    # The header was read up to the end of the marker segment of the first scan.
+    end = image.fp.tell()
+    image.fp.seek(max(0, end - 8 - 2 * count))
+    marker = image.fp.read(5)
+    image.fp.seek(end)
+    return marker != b"\xff\xda" + bytes((0, 6 + 2 * count, count))
+
+
+def _check_resizing_of(size: tuple[int, int], preprocess: Preprocess, max_bytes: int) -> None:
+    """Raise ImageError if an image that is not decoded yet will be too large to be resized, upright or not."""
+    try:
+        _check_resizing(size, preprocess, max_bytes)
+    except ImageError:
+        _check_resizing(size[::-1], preprocess, max_bytes)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -283,9 +318,9 @@ def _scale_16_bits(image: Image.Image) -> Image.Image:
 
 def _image_from_array(pixels: npt.NDArray[Any]) -> Image.Image:
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3) or not pixels.size:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4) or not pixels.size:
         found = f"{pixels.dtype} {pixels.shape}"
-        raise ImageError("unsupported", f"the array is {found}, expected uint8 (H, W), (H, W, 1) or (H, W, 3)")
+        raise ImageError("unsupported", f"the array is {found}, expected uint8 (H, W) or (H, W, C), C = 1, 3 or 4")
     return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
 
 

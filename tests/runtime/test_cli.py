@@ -46,6 +46,7 @@ def test_all_formats_contain_the_same_results(command, home, samples):
     assert [(row["path"], row["rank"]) for row in rows] == [(name, str(rank)) for name in files for rank in (1, 2, 3)]
     assert [row["label"] for row in rows] == [score["label"] for record in records for score in record["top"]]
     assert [int(row["index"]) for row in rows[::3]] == [record["index"] for record in records]
+    assert all(row["index"] == row["label"] for row in rows)  # the labels of the digits
     text = [line.split("\t") for line in output["text"].splitlines()]
     assert [row[1::2] for row in text] == [[score["label"] for score in record["top"]] for record in records]
 

@@ -12,9 +12,17 @@ import pytest
 from odd_images import drawing, odd_images
 from PIL import Image
 
+from clf_runtime.budget import decoding_bytes
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import IMAGE_ERROR_KINDS, ImageError
-from clf_runtime.preprocess import MAX_PIXELS, image_error_from_os_error, pixels_from_image
+from clf_runtime.preprocess import (
+    MAX_IMAGE_BYTES,
+    MAX_PIXELS,
+    has_several_scans,
+    image_error_from_os_error,
+    open_image,
+    pixels_from_image,
+)
 from clf_runtime.spec import Preprocess
 
 RGB = Preprocess("RGB", 24, 32, "squash", 1.0, "bilinear", (255, 255, 255))
@@ -252,6 +260,46 @@ def test_a_progressive_jpeg_needs_its_coefficients_and_few_scans():
     assert pixels_from_image(loaded, RGB).shape == RGB.shape
 
 
+def baseline_jpeg_of_scans(scans: int) -> bytes:
+    """Return a JPEG that is not progressive, with a scan for each component and the last of them repeated."""
+    file = io.BytesIO()
+    drawing(64, 48).convert("L").save(file, "JPEG")
+    gray = file.getvalue()
+    frame, scan = gray.index(b"\xff\xc0"), gray.index(b"\xff\xda")
+    size = gray[frame + 4 : frame + 9]
+    components = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    header = gray[:frame] + b"\xff\xc0" + bytes((0, 17)) + size + b"\x03" + components + gray[frame + 13 : scan]
+    data = gray[scan + 10 : -2]
+    numbers = (1, 2, *[3] * (scans - 2))
+    return header + b"".join(b"\xff\xda\x00\x08\x01%c\x00\x00\x3f\x00" % n + data for n in numbers) + b"\xff\xd9"
+
+
+def test_the_scans_of_a_baseline_jpeg_are_counted_too():
+    assert pixels_from_image(baseline_jpeg_of_scans(3), RGB).shape == RGB.shape
+    error = error_of(baseline_jpeg_of_scans(101))
+    assert (error.kind, str(error)) == ("too-large", "101 scans in a JPEG, expected at most 100; save it again")
+    assert not has_several_scans(Image.open(io.BytesIO(encoded("JPEG"))))
+    assert has_several_scans(Image.open(io.BytesIO(baseline_jpeg_of_scans(3))))
+
+
+@pytest.mark.parametrize(("mode", "per_pixel"), [("RGB", 18), ("RGBA", 28)])
+def test_a_webp_photo_of_24_megapixels_fits_into_the_default(mode, per_pixel):
+    file = io.BytesIO()
+    Image.new(mode, (40, 30), 5).save(file, "WEBP")
+    file.seek(0)
+    image = open_image(file)
+    assert decoding_bytes(image, image.size, RGB) == per_pixel * 40 * 30
+    assert decoding_bytes(image, image.size, RGB) * (24_000_000 // (40 * 30)) < MAX_IMAGE_BYTES or mode == "RGBA"
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_strip_that_cannot_be_resized_is_an_error_before_it_is_decoded(size):
+    crop = Preprocess("RGB", 224, 224, "crop", 1.0, "bilinear", (0, 0, 0))
+    content = png(Image.new("L", size))
+    error = error_of(content[: content.index(b"IDAT") + 8], crop)  # decoding would find no pixels
+    assert (error.kind, "before the crop" in str(error)) == ("too-large", True)
+
+
 def test_a_strip_whose_resizing_takes_too_much_is_an_error():
     wide = Preprocess("RGB", 8, 4000, "squash", 1.0, "bilinear", (0, 0, 0))
     assert error_of(np.zeros((60_000, 1), np.uint8), wide).kind == "too-large"
@@ -298,13 +346,18 @@ def test_pixels_without_a_defined_white_are_unsupported(image):
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((4, 4), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4), np.uint8)],
-    ids=["float", "four channels", "one axis", "no pixels"],
+    [np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 4), np.uint8)],
+    ids=["float", "two channels", "one axis", "no pixels"],
 )
 def test_an_array_of_another_type_or_shape_is_unsupported(array):
     error = error_of(array)
     assert error.kind == "unsupported"
     assert "expected uint8 (H, W)" in str(error)
+
+
+def test_an_array_of_four_channels_is_composited_like_an_rgba_file():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    assert np.array_equal(pixels_from_image(pixels, RGB), pixels_from_image(png(Image.fromarray(pixels)), RGB))
 
 
 def test_a_pipe_a_socket_a_folder_and_a_device_are_errors_without_waiting(tmp_path):

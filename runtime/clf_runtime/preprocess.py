@@ -33,6 +33,10 @@ MAX_SIDE = 65_535
 MAX_IMAGE_BYTES = 512_000_000
 _MOST_BYTES_PER_PIXEL = 32
 
+# A smaller PNG may lack pixels if its compressed data end early without an error: to look takes half as long as to
+# decode 28 x 28 pixels, and only a faulty program writes such files.
+_UNCHECKED_PIXELS = 64 * 64
+
 # Only an image that is much longer than wide becomes much larger before its crop.
 _ELONGATED = 16
 
@@ -252,7 +256,12 @@ def _decode(image: Image.Image, preprocess: Preprocess, max_bytes: int) -> Image
             _check_budget(image, size, preprocess, max_bytes)
         if max(size) > _ELONGATED * min(size) and preprocess.resize != "squash":
             _check_resizing_of(image.size, preprocess, max_bytes)
+        file = image.fp if _is_large_png(image) and isinstance(image, ImageFile.ImageFile) else None
         image.load()
+        if file is not None and _may_end_early(image):
+            from clf_runtime import png  # most images do not need it
+
+            png.check_is_complete(file)
         # After loading: a PNG may have its EXIF block behind its pixels, and Pillow rotates a TIFF while it loads it.
         orientation = _orientation(image)
         if orientation in _UPRIGHT:
@@ -263,6 +272,16 @@ def _decode(image: Image.Image, preprocess: Preprocess, max_bytes: int) -> Image
     except Exception as error:
         # Damage makes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, IndexError, …
         raise _damaged_error(image.format or "image", error) from None
+
+
+def _is_large_png(image: Image.Image) -> bool:
+    return image.format == "PNG" and image.width * image.height > _UNCHECKED_PIXELS
+
+
+def _may_end_early(image: Image.Image) -> bool:
+    """Return whether pixels of a PNG may be missing: they are black, and the last ones unless it is interlaced."""
+    last = image.crop((0, image.height - 1, *image.size))
+    return bool(image.info.get("interlace")) or last.getbbox() is None
 
 
 def has_several_scans(image: Image.Image) -> bool:

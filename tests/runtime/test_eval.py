@@ -660,3 +660,19 @@ def test_percentages_never_round_to_certainty():
     ]
     assert format_p_value(0.0004) == "p < 0.001"
     assert format_interval((0.90049, 0.97301)) == "90.0 to 97.4 %"
+
+
+def test_names_that_are_not_utf_8_appear_escaped_in_every_output(command, few, model, tmp_path):
+    data = tmp_path / os.fsdecode(b"data\xff")
+    shutil.move(few / "3", few / "old")
+    shutil.move(few / "4", few / "3")  # so that there are mistakes, which are listed
+    shutil.move(few, data)
+    (data / "old").rename(data / "4")
+    for image in list(data.rglob("*.png")):
+        image.rename(image.with_name(os.fsdecode(b"\xfe") + image.name))
+    done = command("clf-eval", model, "--data", data, "--html", "page.html")
+    assert done.code == 0
+    assert "data\\udcff/3/\\udcfe4-" in done.out
+    assert "data\\udcff" in (tmp_path / "page.html").read_text()
+    assert command("clf-eval", model, "--data", data, "-o", "table.txt").code == 0
+    assert (tmp_path / "table.txt").read_text() == done.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,13 @@ def test_a_path_that_is_no_file_is_an_error_of_one_line(command, tmp_path, targe
     done = command("clf-run", "a.png", "--model", path)
     assert done.code == 3
     assert str(path) in done.error
+
+
+def test_a_model_whose_path_is_not_utf_8_is_an_error_that_says_so(model, tmp_path):
+    path = tmp_path / os.fsdecode(b"model\xff.onnx")
+    shutil.copy(model, path)
+    with pytest.raises(InvalidModelError, match="onnxruntime opens no path that is not UTF-8; rename it"):
+        Classifier.load(path)
 
 
 def test_a_disk_that_fails_is_not_the_fault_of_the_model(model, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import struct
 import zlib
 
 import numpy as np
@@ -258,6 +259,34 @@ def test_a_progressive_jpeg_needs_its_coefficients_and_few_scans():
     loaded = Image.open(io.BytesIO(content))
     loaded.load()
     assert pixels_from_image(loaded, RGB).shape == RGB.shape
+
+
+def png_from_rows(size: tuple[int, int], data: bytes, color: int = 0, interlaced: int = 0) -> bytes:
+    """Return a PNG of 8 bits whose compressed data contain these bytes."""
+    header = struct.pack(">IIBBBBB", *size, 8, color, 0, 0, interlaced)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("color", [0, 2, 6])
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_png_whose_compressed_data_end_early_is_damaged(interlaced, color, value):
+    samples = {0: 1, 2: 3, 6: 4}[color]
+    passes = [(10, 10), (10, 10), (20, 10), (20, 20), (40, 20), (40, 40), (80, 40)] if interlaced else [(80, 80)]
+    data = b"".join((b"\0" + bytes([value]) * columns * samples) * rows for columns, rows in passes)
+    complete = png_from_rows((80, 80), data, color, interlaced)
+    assert pixels_from_image(complete, RGB).shape == RGB.shape
+    for missing in (1, len(data) // 2, len(data)):
+        assert error_of(png_from_rows((80, 80), data[:-missing], color, interlaced)).kind == "damaged"
+
+
+def test_a_png_that_pillow_writes_is_complete_whatever_its_kind():
+    for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "I;16"):
+        assert pixels_from_image(png(Image.new(mode, (130, 70))), RGB).shape == RGB.shape
 
 
 def baseline_jpeg_of_scans(scans: int) -> bytes:

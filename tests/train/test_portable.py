@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import zipfile
@@ -111,3 +112,17 @@ def test_training_on_an_absolute_path_records_only_its_name(tmp_path):
     exported = run_command(program, *arguments, "-f", "torchscript", "-f", "pt2", cwd=work)
     assert exported.code == 0, exported.err
     assert_nothing_private(work / "artifacts", "alice-f3b1", str(tmp_path))
+
+
+def test_names_that_are_not_utf_8_do_not_end_a_training(tmp_path):
+    data = tmp_path / os.fsdecode(b"photos\xff")
+    for label in ("cat", "dog"):
+        (data / label).mkdir(parents=True)
+        for number in range(6):
+            drawing(10 + number, 10).save(data / label / os.fsdecode(b"%d\xfe.png" % number))
+    options = ("--model", "tiny-convnet", "--size", "16", "--epochs", "0.2")
+    trained = run_command("clf-train", "-d", data, *options, cwd=tmp_path)
+    assert trained.code == 0, trained.err
+    provenance = json.loads((tmp_path / "artifacts/model.json").read_text())["provenance"]
+    assert provenance["data"] == "photos\\xff"
+    assert provenance["command"].startswith("clf-train -d 'photos\\xff' --model")

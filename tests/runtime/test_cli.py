@@ -226,7 +226,7 @@ def test_a_line_break_in_a_path_does_not_break_a_line_of_output(command, artifac
         assert done.code == 2
         assert done.error.startswith(f"clf-run: {option} a\\nb\\x1b[2J\\rc.onnx")
     done = command("clf-run", "--self-test", "-m", f"{name}.onnx")
-    assert done.out.startswith("a\\nb\\x1b[2J\\rc.onnx: self-test passed")
+    assert done.out.startswith("a\\nb\\x1b[2J\\rc.onnx: passed")
     assert len(done.out.splitlines()) == 1
     assert "'--a\\nb\\x1b[2J\\rc'" in command("clf-run", f"--{name}").err.splitlines()[-1]
 

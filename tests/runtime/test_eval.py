@@ -675,4 +675,4 @@ def test_names_that_are_not_utf_8_appear_escaped_in_every_output(command, few, m
     assert "data\\udcff/3/\\udcfe4-" in done.out
     assert "data\\udcff" in (tmp_path / "page.html").read_text()
     assert command("clf-eval", model, "--data", data, "-o", "table.txt").code == 0
-    assert (tmp_path / "table.txt").read_text() == done.out
+    assert "data\\udcff/3/\\udcfe4-" in (tmp_path / "table.txt").read_text()

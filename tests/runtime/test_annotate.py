@@ -74,7 +74,6 @@ def test_labels_are_legible_below_images_of_any_size(size):
 def test_a_copy_with_a_thousand_labels_has_the_first_ones_only():
     many = Prediction("a", "label 0", 0, 0.1, tuple(Score(f"label {row}", 0.1) for row in range(1000)), "CPU")
     assert annotate_image(drawing(300, 200), many).size == (300, 200 + 20 * 25)
-    assert annotate_image(drawing(2000, 2000), many).height <= 4000
 
 
 class CountingFont:

@@ -30,7 +30,7 @@ _MIN_SIDE = 240
 _MAX_SIDE = 16_384  # the limit of JPEG is 65,535
 _FONT_RATIO = 1 / 18  # of the shorter side
 _FONT_PIXELS = (14, 96)
-_MIN_ROWS = 20  # more labels only down to twice the height of the image: 1,000 rows of a photo took 3 GB
+_MAX_ROWS = 20  # 1,000 of a photo took 3 GB
 _NAME_BYTES = 200  # of the 255 that file systems allow; a temporary name needs the rest
 
 # Pillow's own font covers ASCII. For other labels, the first of these that this system has and that covers them.
@@ -151,10 +151,7 @@ def target_path(name: str) -> Path:
 
 
 def annotate_image(image: Image.Image, prediction: Prediction) -> Image.Image:
-    """Return an RGB image with one line per label below it, filled in proportion to its probability.
-
-    The lines are no higher than the image, unless there are fewer than 20.
-    """
+    """Return an RGB image with one line per label below it, at most 20, filled in proportion to the probability."""
     image = _scale_to_screen(image)
     width = max(image.width, _MIN_SIDE)
     font = _default_font(round(min(image.size) * _FONT_RATIO))
@@ -162,7 +159,7 @@ def annotate_image(image: Image.Image, prediction: Prediction) -> Image.Image:
     if prediction.index is None:
         rows[0] = (f"{prediction.label} ({rows[0][0]}?)", prediction.score)
     height = round(sum(font.getmetrics()) * 1.4)
-    rows = rows[: max(_MIN_ROWS, image.height // height)]
+    rows = rows[:_MAX_ROWS]
     canvas = Image.new("RGB", (width, image.height + height * len(rows)), _BACKGROUND)
     canvas.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)

@@ -256,6 +256,10 @@ def _decode(image: Image.Image, preprocess: Preprocess, max_bytes: int) -> Image
             _check_budget(image, size, preprocess, max_bytes)
         if max(size) > _ELONGATED * min(size) and preprocess.resize != "squash":
             _check_resizing_of(image.size, preprocess, max_bytes)
+        if image.format == "TIFF":
+            from clf_runtime import tiff  # most images do not need it
+
+            tiff.silence()
         file = image.fp if _is_large_png(image) and isinstance(image, ImageFile.ImageFile) else None
         image.load()
         if file is not None and _may_end_early(image):

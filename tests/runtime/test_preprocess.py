@@ -13,6 +13,7 @@ import pytest
 from odd_images import drawing, odd_images
 from PIL import Image
 
+from clf_runtime import tiff
 from clf_runtime.budget import decoding_bytes
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import IMAGE_ERROR_KINDS, ImageError
@@ -414,3 +415,18 @@ def encoded(kind: str) -> bytes:
 
 def _chunk(name: bytes, content: bytes) -> bytes:
     return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+
+def test_libtiff_prints_nothing_about_a_damaged_file(capfd):
+    stored = io.BytesIO()
+    Image.effect_noise((300, 300), 100).convert("1").save(stored, "TIFF", compression="group4")
+    damaged = bytearray(stored.getvalue())
+    damaged[2000:-2000:97] = bytes(byte ^ 0x5A for byte in damaged[2000:-2000:97])
+    pixels_from_image(bytes(damaged), GRAY)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_system_without_a_list_of_libraries_decodes_tiff_all_the_same(tmp_path):
+    (tmp_path / "maps").write_text("7f00-7f01 r-xp 0 08:02 7 /usr/lib/libjpeg.so.62\n7f02-7f03 rw-p 0 00:00 0\n")
+    for name in ("maps", "none"):
+        tiff.silence(tmp_path / name)

@@ -19,8 +19,9 @@ def main(name: str, seconds: str, corpus: str) -> None:
     Path(corpus).mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(SEEDS[name]()):
         Path(corpus, f"seed-{number}").write_bytes(seed)
-    limits = (f"-max_total_time={seconds}", "-timeout=20", "-rss_limit_mb=4096")
-    atheris.Setup([sys.argv[0], *limits, corpus], TARGETS[name])
+    limits = (f"-max_total_time={seconds}", "-timeout=120", "-rss_limit_mb=4096")
+    findings = f"-artifact_prefix={corpus}."  # build/fuzz/image.crash-…
+    atheris.Setup([sys.argv[0], *limits, findings, corpus], TARGETS[name])
     atheris.Fuzz()
 
 

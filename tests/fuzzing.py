@@ -23,6 +23,8 @@ _PREPROCESS = Preprocess(
     color="RGB", height=8, width=8, resize="crop", crop_ratio=0.875, resample="bilinear", background=(255, 255, 255)
 )
 
+_IMAGE_BYTES = 20_000_000  # a low limit: what is within the usual one takes up to a second
+
 
 def fuzz_protobuf(content: bytes) -> None:
     """Read the fields of a message, and a header."""
@@ -56,17 +58,41 @@ def fuzz_footer(content: bytes) -> None:
 def fuzz_image(content: bytes) -> None:
     """Decode an image."""
     with contextlib.suppress(ImageError):
-        assert pixels_from_image(content, _PREPROCESS).shape == (8, 8, 3)
+        assert pixels_from_image(content, _PREPROCESS, _IMAGE_BYTES).shape == (8, 8, 3)
 
 
 def seed_images() -> list[bytes]:
-    """Return a small image of each format."""
-    images = []
-    for image_format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
-        file = io.BytesIO()
-        Image.radial_gradient("L").resize((20, 20)).save(file, image_format)
-        images.append(file.getvalue())
-    return images
+    """Return a small image of each format, and of each way in which pixels are stored."""
+    gray = Image.radial_gradient("L").resize((20, 20))
+    color = Image.merge("RGB", (gray, gray.rotate(90), gray.point(lambda value: 255 - value)))
+    alpha = color.convert("RGBA")
+    alpha.putalpha(gray)
+    palette = color.convert("P", palette=Image.Palette.ADAPTIVE, colors=7)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return [
+        *(_encode(gray, image_format) for image_format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")),
+        _encode(color, "JPEG", progressive=True, exif=exif),
+        _encode(color.convert("CMYK"), "JPEG"),
+        _encode(color, "MPO", save_all=True, append_images=[gray]),
+        _encode(alpha, "PNG", exif=exif),
+        _encode(alpha.convert("LA"), "PNG"),
+        _encode(palette, "PNG", transparency=b"\x80\xff\x00"),
+        _encode(gray.convert("I;16"), "PNG"),
+        _encode(gray.convert("1"), "TIFF", compression="group4"),
+        _encode(color.convert("CMYK"), "TIFF", compression="tiff_lzw", exif=exif),
+        _encode(palette, "GIF", save_all=True, append_images=[palette.rotate(90)], transparency=3),
+        _encode(palette, "BMP"),
+        _encode(alpha, "WEBP", lossless=True, exif=exif),
+        _encode(color, "WEBP", save_all=True, append_images=[color.rotate(90)]),
+        b"P3 2 2 255\n0 0 0 255 0 0 0 255 0 9 9 9\n",
+    ]
+
+
+def _encode(image: Image.Image, image_format: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, image_format, **options)
+    return file.getvalue()
 
 
 def seed_texts() -> list[bytes]:

@@ -154,7 +154,12 @@ def _train_and_export(folder: Path) -> None:
 
 
 def build_once(config: pytest.Config, name: str, build: Callable[[Path], None]) -> Path:
-    """Return a folder that `build` has filled, in this worker or in another one, for these very sources."""
+    """Return a folder that `build` has filled, in this worker or in another one, for these very sources.
+
+    CLF_TEST_BUILT names a folder in which another environment has done so: one without torch cannot.
+    """
+    if built := os.environ.get("CLF_TEST_BUILT"):
+        return Path(built, name)
     # Without pytest's cache (-p no:cacheprovider) the attribute is missing.
     plugin = getattr(config, "cache", None)
     cache = Path(str(plugin.mkdir("built"))) if plugin is not None else ROOT / ".pytest_cache/d/built"
@@ -204,6 +209,22 @@ def samples(artifacts: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
+def digits(request: pytest.FixtureRequest) -> Path:
+    """The test split of the digits, on which the shared model was evaluated, as a folder of PNGs in class folders."""
+    return build_once(request.config, "digits-test", _write_test_split)
+
+
+def _write_test_split(folder: Path) -> None:
+    from clf_train.config import DataSource, load_dataset
+
+    dataset = load_dataset(DataSource(data="digits", data_root="data", test_split=0.2, seed=0))
+    for index, target in enumerate(dataset.test.targets.tolist()):
+        path = folder / dataset.labels[target] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(dataset.test.encode(index))
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from this checkout."""
     folder = tmp_path_factory.mktemp("dist")
@@ -218,9 +239,11 @@ def run_checked(*command: object, cwd: Path | None = None) -> subprocess.Complet
     return done
 
 
-def create_environment(folder: Path, *needs: object, options: Sequence[str] = ()) -> Path:
+def create_environment(
+    folder: Path, *needs: object, options: Sequence[str] = (), python: str | Path = sys.executable
+) -> Path:
     """Create a virtual environment with these packages and return its folder."""
-    run_checked(BIN / "uv", "venv", "--quiet", "--python", sys.executable, folder)
+    run_checked(BIN / "uv", "venv", "--quiet", "--python", python, folder)
     run_checked(BIN / "uv", "pip", "install", "--quiet", *options, "--python", folder / "bin/python", *needs)
     return folder
 

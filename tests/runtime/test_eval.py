@@ -12,12 +12,12 @@ import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import build_once
 
 from clf_runtime import onnx_file
 from clf_runtime.errors import ClfError, DataError, InvalidModelError
@@ -37,23 +37,11 @@ from clf_runtime.evaluation.terminal import TerminalCallbacks
 from clf_runtime.evaluation.training_split import find_training_test_split
 from clf_runtime.labeled import Columns, find_labeled_images
 from clf_runtime.onnx_file import OnnxFile
-from clf_train.config import DataSource, load_dataset
+
+if TYPE_CHECKING:
+    from clf_train.data.dataset import Dataset
 
 FILES = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
-
-
-def write_test_split(folder: Path) -> None:
-    """Write the test split of the digits, on which the shared model was evaluated, as a folder of PNGs."""
-    dataset = load_dataset(DataSource(data="digits", data_root="data", test_split=0.2, seed=0))
-    for index, target in enumerate(dataset.test.targets.tolist()):
-        path = folder / dataset.labels[target] / f"{index}.png"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(dataset.test.encode(index))
-
-
-@pytest.fixture(scope="session")
-def digits(request) -> Path:
-    return build_once(request.config, "digits-test", write_test_split)
 
 
 @pytest.fixture
@@ -376,10 +364,18 @@ def with_provenance(model: Path, **changes: object) -> OnnxFile:
     return replace(file, spec=replace(file.spec, provenance=replace(file.spec.provenance, **changes)))
 
 
+def load_training_data(data: Path, columns: Columns, seed: int = 0) -> Dataset:
+    """Return what clf-train would train on."""
+    pytest.importorskip("torch")
+    from clf_train.config import DataSource, load_dataset
+
+    return load_dataset(DataSource(data=str(data), data_root="", test_split=0.2, seed=seed, columns=columns))
+
+
 def trained_on(model: Path, data: Path, seed: int = 0, group_by: str | None = None) -> tuple[OnnxFile, tuple[str, ...]]:
     """Return the model as if it had been trained on a folder, and the names of the images of its test split."""
     columns = Columns(group_by=group_by)
-    dataset = load_dataset(DataSource(data=str(data), data_root="", test_split=0.2, seed=seed, columns=columns))
+    dataset = load_training_data(data, columns, seed)
     fingerprint, chosen = dataset.test.fingerprint(), columns.to_dict() or None
     file = with_provenance(model, data=str(data), fingerprint=fingerprint, seed=seed, columns=chosen)
     return file, dataset.test.names
@@ -430,7 +426,7 @@ def test_the_groups_of_a_manifest_with_other_column_names_are_found_again(pairs,
     manifest = pairs / "images.csv"
     manifest.write_text("\n".join(["photo,kind,camera", *rows]) + "\n")
     columns = Columns(image="photo", label="kind", group_by="camera")
-    dataset = load_dataset(DataSource(data=str(manifest), data_root="", test_split=0.2, seed=0, columns=columns))
+    dataset = load_training_data(manifest, columns)
     file = with_provenance(model, fingerprint=dataset.test.fingerprint(), seed=0, columns=columns.to_dict())
     assert select_images(manifest, replace(columns, group_by=None), None, [file]).names == dataset.test.names
 

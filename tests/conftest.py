@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import functools
 import hashlib
 import json
@@ -11,7 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,7 +21,9 @@ from pathlib import Path
 
 import pytest
 
-BIN = Path(sys.executable).parent
+from clf_runtime import system
+
+BIN = Path(sysconfig.get_path("scripts"))
 ROOT = Path(__file__).parent.parent
 
 # The tests import this file by name; without this they would get a second module, with a second Zygote.
@@ -78,7 +82,9 @@ class Zygote:
 
     @classmethod
     def shared(cls) -> Zygote:
-        """Return the process of this session; start it if there is none."""
+        """Return the process of this session; start it if there is none. Skips the test where no process can fork."""
+        if not hasattr(os, "fork"):
+            pytest.skip("no process can be forked here")
         if cls._shared is None:
             cls._shared = cls()
         return cls._shared
@@ -111,7 +117,7 @@ def run_command(
     """Run one of the installed commands in a process of its own."""
     command = [*prefix, str(BIN / program), *map(str, arguments)]
     variables = {key: value for key, value in os.environ.items() if not key.startswith("CLF_")} | env
-    if program in Zygote.PROGRAMS and stdin is None and not prefix:
+    if program in Zygote.PROGRAMS and stdin is None and not prefix and hasattr(os, "fork"):
         return Zygote.shared().run(command, cwd, variables)
     done = subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, env=variables, timeout=300)
     return CommandResult(done.returncode, done.stdout.decode(errors="surrogateescape"), done.stderr.decode())
@@ -165,8 +171,7 @@ def build_once(config: pytest.Config, name: str, build: Callable[[Path], None]) 
     cache = Path(str(plugin.mkdir("built"))) if plugin is not None else ROOT / ".pytest_cache/d/built"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"{name}-{_digest_of_sources()}"
-    with (cache / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(cache / f"{name}.lock"):
         if not folder.exists():
             for outdated in cache.glob(f"{name}-*"):
                 shutil.rmtree(outdated)
@@ -176,6 +181,17 @@ def build_once(config: pytest.Config, name: str, build: Callable[[Path], None]) 
             build(unfinished)
             unfinished.rename(folder)
     return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process has locked a file, and lock it inside the block."""
+    while (file := system.open_locked(path)) is None:
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        system.close_locked(file, path, remove=False)
 
 
 @functools.cache
@@ -260,6 +276,8 @@ def test_data() -> Path:
 @pytest.fixture(scope="session")
 def no_root() -> Sequence[str]:
     """A command prefix that makes file permissions apply even if root runs the tests."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("permissions work differently on Windows")
     if os.geteuid() != 0:
         return ()
     if shutil.which("setpriv") is None:

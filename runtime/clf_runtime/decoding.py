@@ -102,7 +102,7 @@ class DecoderPool:
 
 def can_fork() -> bool:
     """Return whether processes can be forked: on Linux, while no other Python thread may hold a lock."""
-    return sys.platform == "linux" and threading.active_count() == 1
+    return sys.platform == "linux" and hasattr(os, "fork") and threading.active_count() == 1
 
 
 class _Process:

@@ -165,7 +165,7 @@ def test_a_percentile_is_one_of_the_values():
 def test_peak_memory_is_unknown_if_the_system_does_not_report_it(monkeypatch, model, samples):
     monkeypatch.setitem(sys.modules, "resource", None)
     assert worker._peak_bytes() is None
-    monkeypatch.delattr(os, "wait4")
+    monkeypatch.delattr(os, "wait4", raising=False)
     options = BenchOptions((model,), (), False, "cpu", 1, 8, 1, 0)
     cold = measure._run_cold(options, model, str(samples[0]))
     assert cold.duration_ms > 0

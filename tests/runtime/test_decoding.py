@@ -22,7 +22,9 @@ from clf_runtime.classifier import Classifier
 from clf_runtime.errors import ImageError
 from clf_runtime.predictions import Failure
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(os, "fork"), reason="processes are forked on Linux only"
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import csv
 import io
 import json
 import os
-import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +119,7 @@ def test_an_output_that_cannot_be_written_is_a_usage_error_before_anything_runs(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
 @pytest.mark.parametrize("kind", ["text", "jsonl", "json", "csv"])
 def test_a_run_killed_anywhere_resumes_without_repeating_or_losing_an_image(run, folder, kind):
     arguments = ["-m", "model.onnx", "in", "--format", kind, "--batch-size", "3", "--threads", "1"]
@@ -460,11 +461,9 @@ def test_clearing_a_bar_that_was_not_drawn_prints_nothing(capsys):
 
 def on_a_terminal(*arguments: object, cwd: Path, columns: int = 100) -> str:
     """Run clf-run with stderr on a terminal, and return what the terminal receives."""
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
     master, slave = pty.openpty()
     os.set_inheritable(slave, True)
-    import fcntl
-    import struct
-    import termios
 
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
@@ -501,7 +500,7 @@ def test_a_terminal_shows_a_progress_bar_that_is_removed_at_the_end(folder):
 
 
 def test_a_bar_is_not_redrawn_for_every_image(monkeypatch):
-    reader, terminal = pty.openpty()
+    reader, terminal = pytest.importorskip("pty").openpty()
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_UPDATES", 3600)
     with os.fdopen(terminal, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)

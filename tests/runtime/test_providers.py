@@ -396,6 +396,7 @@ def test_a_device_that_fails_on_a_batch_is_an_error_in_one_line(model):
         "try: classifier.run(pixels)\n"
         "except MachineError as error: print(error)\n"
     )
+    pytest.importorskip("resource")
     if not Path("/proc/self/statm").exists():
         pytest.skip("this system has no such limit of a process's memory")
     message = run_python(code).stdout

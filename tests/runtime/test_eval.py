@@ -11,6 +11,7 @@ import sys
 import zipfile
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,8 @@ def run(data: Path, *models: Path, **changes: object) -> tuple[Evaluation, Recor
 
 def invoke(*arguments: object) -> tuple[int, str, str]:
     """Run the command in this process; return its exit code and both outputs."""
-    done = CliRunner().invoke(cli.command, [*map(str, arguments)], standalone_mode=False)
+    separately = {"mix_stderr": False} if version("click") < "8.2" else {}
+    done = CliRunner(**separately).invoke(cli.command, [*map(str, arguments)], standalone_mode=False)
     if done.exception is not None:
         raise done.exception
     return done.return_value, done.stdout, done.stderr

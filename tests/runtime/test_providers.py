@@ -30,7 +30,8 @@ from clf_runtime.providers import (
 )
 from clf_runtime.session import CPU, CUDA, TENSORRT, Session
 
-KNOWN = [*onnxruntime.get_all_providers(), *onnxruntime.get_available_providers()]
+AVAILABLE = onnxruntime.get_available_providers()
+KNOWN = [*onnxruntime.get_all_providers(), *AVAILABLE]
 REPORTS_NODES = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="dependencies are read from ELF files only")
@@ -101,7 +102,7 @@ def test_auto_uses_the_cpu_without_a_warning_if_onnxruntime_does_not_include_cud
     [("cuda", r"clf-edge\[gpu\]"), ("cuda:1", r"clf-edge\[gpu\]"), ("openvino", "onnxruntime-openvino")],
 )
 def test_a_provider_that_is_not_included_is_an_error_with_the_wheel_that_includes_it(model, device, wheel):
-    if parse_device(device, KNOWN)[0] in onnxruntime.get_available_providers():
+    if parse_device(device, KNOWN)[0] in AVAILABLE:
         pytest.skip("this onnxruntime includes it")
     name = device.partition(":")[0]
     with pytest.raises(MachineError, match=rf'^--device {device}: .*does not include {name}; .*pip install "{wheel}"'):
@@ -113,14 +114,14 @@ def test_a_provider_without_a_wheel_needs_a_custom_build():
 
 
 @pytest.mark.skipif(not REPORTS_NODES, reason="this onnxruntime does not report where nodes run")
-@pytest.mark.skipif("AzureExecutionProvider" not in KNOWN, reason="this onnxruntime has no such provider")
+@pytest.mark.skipif("AzureExecutionProvider" not in AVAILABLE, reason="this onnxruntime has no such provider")
 def test_a_provider_that_would_run_no_node_is_an_error(model):
     # It starts, and onnxruntime lists it first, but it runs operators of a cloud, and every node here on the CPU.
     with pytest.raises(MachineError, match=r"^--device azure: it supports none of the \d+ nodes of "):
         Classifier.load(model, device="azure")
 
 
-@pytest.mark.skipif("AzureExecutionProvider" not in KNOWN, reason="this onnxruntime has no such provider")
+@pytest.mark.skipif("AzureExecutionProvider" not in AVAILABLE, reason="this onnxruntime has no such provider")
 def test_a_provider_that_starts_is_used_if_nodes_are_not_reported(model, monkeypatch):
     # As with onnxruntime before 1.24.
     monkeypatch.setattr(session, "_count_nodes", lambda _: None)
@@ -269,7 +270,7 @@ def test_preloading_collects_what_onnxruntime_prints_and_prints_nothing(monkeypa
     assert session._preload_cuda() == []
 
 
-@pytest.mark.skipif("AzureExecutionProvider" not in KNOWN, reason="this onnxruntime has no such provider")
+@pytest.mark.skipif("AzureExecutionProvider" not in AVAILABLE, reason="this onnxruntime has no such provider")
 def test_a_provider_that_runs_nodes_is_named_in_the_results(model, samples, monkeypatch):
     monkeypatch.setattr(session, "_count_nodes", lambda _: {"AzureExecutionProvider": 1})  # as for an accelerator
     assert Classifier.load(model, device="azure").predict(samples[0]).provider == "AzureExecutionProvider"
@@ -287,7 +288,7 @@ def test_a_model_that_the_cpu_cannot_open_either_is_an_error_of_the_model(model,
             Classifier.load(broken, device=device)
 
 
-@pytest.mark.skipif("AzureExecutionProvider" not in KNOWN, reason="this onnxruntime has no such provider")
+@pytest.mark.skipif("AzureExecutionProvider" not in AVAILABLE, reason="this onnxruntime has no such provider")
 def test_a_model_that_no_provider_can_open_is_an_error_of_the_model(model, tmp_path):
     loaded = onnx.load(model)
     loaded.graph.node[0].op_type = "NoSuchOperator"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from clf_runtime import system
 
 BIN = Path(sysconfig.get_path("scripts"))
 ROOT = Path(__file__).parent.parent
+HAS_LOCKS = os.name == "nt" or importlib.util.find_spec("fcntl") is not None
 
 # The tests import this file by name; without this they would get a second module, with a second Zygote.
 sys.modules["conftest"] = sys.modules[__name__]
@@ -68,6 +70,7 @@ class Zygote:
             text=True,
             env=os.environ | env,
         )
+        self.last_process: int | None = None  # the id of the process that ran the last command
 
     def close(self) -> None:
         """End this process."""
@@ -107,7 +110,7 @@ class Zygote:
             assert self._process.stdout is not None
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            code = int(self._process.stdout.readline())
+            self.last_process, code = map(int, self._process.stdout.readline().split())
             return CommandResult(code, out.read_bytes().decode(errors="surrogateescape"), err.read_bytes().decode())
 
 

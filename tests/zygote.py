@@ -1,8 +1,10 @@
 """Run clf-train, clf-import and clf-export without their four seconds of imports: each run is a fork of this process.
 
 Reads one JSON line per run, {"argv", "cwd", "env", "out", "err", "kill_at", "kill_with", "kill_after_s"}, and answers
-with one line, the exit code. `kill_at` sends a signal just before the change of a file with that number: SIGKILL, like
-a power failure, or SIGINT. `kill_after_s` ends the run after that many seconds.
+with one line, the process id and the exit code.
+
+`kill_at` sends a signal just before the change of a file with that number: SIGKILL, like a power failure, or SIGINT.
+`kill_after_s` ends the run after that many seconds.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ def main() -> None:
             finally:
                 os._exit(code)
         _, status = os.waitpid(process, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+        print(process, os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,10 +176,13 @@ def _raise_if_blocked(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def _read_holder(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace") or "another process"
-    except OSError:
-        return "another process"
+    """Return the name of the process that has locked a file; it writes it there just after locking."""
+    with contextlib.suppress(OSError):
+        for _ in range(20):
+            if holder := path.read_text(encoding="utf-8", errors="replace"):
+                return holder
+            time.sleep(0.05)
+    return "another process"
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import HAS_LOCKS
 
 from clf_runtime import files, folders
 from clf_runtime.errors import DataError, MachineError
@@ -229,6 +230,7 @@ def test_a_folder_and_a_file_of_the_same_name_replace_each_other_where_nothing_i
     assert (tmp_path / "last").read_text() == "new"
 
 
+@pytest.mark.skipif(not HAS_LOCKS, reason="no file locks here")
 def test_two_processes_cannot_write_a_folder_and_the_second_learns_of_the_first(tmp_path):
     with folders.locked_folder(tmp_path, "clf-train"):
         with pytest.raises(MachineError) as raised, folders.locked_folder(tmp_path, "clf-export"):
@@ -241,6 +243,13 @@ def test_two_processes_cannot_write_a_folder_and_the_second_learns_of_the_first(
         (tmp_path / ".lock").unlink()
         assert folders._read_holder(tmp_path / ".lock") == "another process"
     assert names(tmp_path) == set()
+
+
+def test_a_process_that_has_locked_a_folder_just_now_is_named(tmp_path, monkeypatch):
+    lock = tmp_path / ".lock"
+    lock.touch()
+    monkeypatch.setattr(folders.time, "sleep", lambda seconds: lock.write_text("clf-train (process 7)"))
+    assert folders._read_holder(lock) == "clf-train (process 7)"
 
 
 def test_a_folder_that_cannot_be_flushed_after_a_rename_is_reported_truthfully(tmp_path, monkeypatch):

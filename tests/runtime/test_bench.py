@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -23,6 +24,7 @@ FIGURES = [
     *("cold_start_ms", "latency_p50_ms", "latency_p90_ms", "latency_p99_ms", "throughput"),
     *("cold_peak_bytes", "peak_bytes", "size_bytes"),
 ]
+HAS_PEAKS = importlib.util.find_spec("resource") is not None  # without it, peaks of memory are unknown
 QUICK = ("--rounds", 1, "--seconds", 0)
 
 RESULT = BenchResult(
@@ -59,7 +61,7 @@ def test_models_are_measured_side_by_side_with_the_given_images(command, model, 
     assert set(content) == {"date", "machine", "versions", "options", "result"}
     assert [result["model"] for result in content["result"]] == ["copy.onnx", str(model)]
     for result in content["result"]:
-        assert all(result[figure] > 0 for figure in FIGURES)
+        assert all(result[figure] > 0 for figure in FIGURES if HAS_PEAKS or "peak" not in figure)
         assert result["latency_p50_ms"] <= result["latency_p90_ms"] <= result["latency_p99_ms"]
         assert list(result["stages_ms"]) == list(STAGES)
         assert all(value > 0 for value in result["stages_ms"].values())
@@ -78,7 +80,8 @@ def test_without_images_those_of_the_self_test_are_used_and_a_table_is_printed(c
     assert rows["images"] == "16"
     assert re.fullmatch(r"[\d.,]+ images/s", rows["throughput"])
     assert all(re.fullmatch(r"[\d.,]+ ms", rows[stage]) for stage in (*STAGES, "cold start", "latency p99"))
-    assert all(re.fullmatch(r"[\d.,]+ MB", rows[name]) for name in ("peak memory, one image", "file"))
+    assert re.fullmatch(r"[\d.,]+ MB", rows["file"])
+    assert not HAS_PEAKS or re.fullmatch(r"[\d.,]+ MB", rows["peak memory, one image"])
     with Image.open(tmp_path / "bench.png") as drawn:
         assert min(drawn.size) > 500
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BIN
+from conftest import BIN, HAS_LOCKS
 
 from clf_runtime import Prediction, Score, progress
 from clf_runtime.cli import _summarize
@@ -228,6 +228,7 @@ def test_a_run_in_another_folder_cannot_be_resumed(run, folder):
     assert f"folder was {folder}, is {folder / 'copy'}" in done.error
 
 
+@pytest.mark.skipif(not HAS_LOCKS, reason="no file locks here")
 def test_two_runs_cannot_write_the_same_file(run, folder):
     with new_output(folder):
         done = run("in", "-o", "answers")

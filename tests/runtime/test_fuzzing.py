@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from typing import Any
 
 import pytest
-from fuzzing import SEEDS, TARGETS, fuzz_image, fuzz_protobuf, fuzz_spec, seed_images
+from fuzzing import CORPUS, SEEDS, TARGETS, fuzz_image, fuzz_protobuf, fuzz_spec, seed_images
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,14 @@ def test_any_bytes_are_read_or_a_documented_error(target, content):
 def test_what_a_corpus_starts_from_is_read(target):
     for seed in SEEDS[target]():
         TARGETS[target](seed)
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_what_fuzzing_found_is_read_or_a_documented_error(target):
+    with zipfile.ZipFile(CORPUS / f"{target}.zip") as archive:
+        assert archive.namelist()
+        for name in archive.namelist():
+            TARGETS[target](archive.read(name))
 
 
 @SETTINGS

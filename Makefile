@@ -1,6 +1,6 @@
 # make demo · make test · make lint · make docs · make bench · make lock
 # Slower tests: make test-slow · make test-runtimes · make test-kills · make test-faults · make test-pythons
-# make test-portable · make endurance · make fuzz · make audit
+# make test-portable · make endurance · make fuzz · make corpus · make audit · make workflows
 # Needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -54,7 +54,7 @@ test-runtimes: setup
 test-kills: setup
 	pytest -m slow -o faulthandler_timeout=1800 tests/train/test_resume.py tests/export/test_kills.py
 
-# The wheel in each installed Python from 3.10 to 3.14, with the newest and the oldest dependencies: 20 minutes.
+# The wheel in each installed Python from 3.10 to 3.14, with the newest and the oldest dependencies: 25 minutes.
 test-pythons: setup
 	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_pythons.py
 

@@ -49,16 +49,6 @@ def test_a_command_that_has_started_says_that_it_was_interrupted(home, tmp_path,
     assert (done.returncode, done.stderr) == (code, printed)
 
 
-def test_a_command_in_the_background_ignores_ctrl_c(home, tmp_path):
-    """A shell without job control starts it so."""
-    environment = module_that_interrupts(tmp_path, "numpy", signal.SIGINT)
-    with (tmp_path / "numpy.py").open("a") as file:
-        file.write("raise MemoryError\n")
-    script = f"trap '' INT; exec '{BIN}/clf-run' artifacts/samples"
-    done = subprocess.run(["bash", "-c", script], cwd=home, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (4, "clf-run: out of memory; existing files are unchanged\n")
-
-
 def interrupt(command: Sequence[object], home: Path, number: int, after_s: float) -> tuple[int, str]:
     with subprocess.Popen(
         list(map(str, command)), cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

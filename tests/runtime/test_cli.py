@@ -292,6 +292,14 @@ def test_ctrl_c_ends_with_130_and_one_line_and_sigterm_with_143(home, signal_num
     assert (process.returncode, stderr.strip()) == (code, message)
 
 
+def test_a_command_in_the_background_ignores_ctrl_c(home, tmp_path):
+    """A shell without job control starts it so."""
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise MemoryError\n")
+    script = f"trap '' INT; PYTHONPATH='{tmp_path}' exec '{BIN}/clf-run' artifacts/samples"
+    done = subprocess.run(["bash", "-c", script], cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (4, "clf-run: out of memory; existing files are unchanged\n")
+
+
 def test_the_handler_of_sigterm_raises_an_exception_so_that_temporary_files_are_removed():
     # In this process, since coverage sometimes misses a handler that interrupts its own tracer.
     with pytest.raises(SystemExit) as stopped:

@@ -121,7 +121,7 @@ def choice(label: str) -> dict[str, object]:
 
 def test_links_to_images_and_folders_are_followed_and_loops_end(tmp_path):
     touch(tmp_path / "elsewhere", "cats/1.jpg", "more/2.jpg", "3.jpg")
-    touch(tmp_path / "data", "dog/9.jpg", "dog/inside/8.jpg")
+    touch(tmp_path / "data", "dog/9.jpg", "dog/inside/8.jpg", ".trash/9.jpg", "dog/.trash/9.jpg")
     data = tmp_path / "data"
     (data / "cat").symlink_to(tmp_path / "elsewhere/cats")
     (data / "dog/7.jpg").symlink_to(tmp_path / "elsewhere/3.jpg")

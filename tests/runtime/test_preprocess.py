@@ -432,3 +432,8 @@ def test_a_system_without_a_list_of_libraries_decodes_tiff_all_the_same(tmp_path
     (tmp_path / "maps").write_text("7f00-7f01 r-xp 0 08:02 7 /usr/lib/libjpeg.so.62\n7f02-7f03 rw-p 0 00:00 0\n")
     for name in ("maps", "none"):
         tiff.silence(tmp_path / name)
+
+
+def test_a_black_png_that_ends_behind_its_pixels_is_complete():
+    content = png(Image.new("RGB", (130, 70)))
+    assert (pixels_from_image(content[: content.index(b"IEND") - 4], RGB) == 0).all()

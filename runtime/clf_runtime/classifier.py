@@ -44,6 +44,7 @@ class Classifier:
     Attributes:
         file: The model file: its path, size, digest and metadata.
         spec: The description of the model: labels, preprocessing, metrics, provenance.
+        decoder: From an image to the pixels that `run` takes.
 
     Examples:
         >>> classifier = Classifier.load("model.onnx", device="cpu")  # doctest: +SKIP
@@ -53,6 +54,7 @@ class Classifier:
 
     file: OnnxFile
     spec: ModelSpec
+    decoder: Decoder
 
     def __init__(self, file: OnnxFile, session: Session, workers: int, max_image_bytes: int = MAX_IMAGE_BYTES) -> None:
         """Store an open model. Use `load` to open one.
@@ -65,7 +67,7 @@ class Classifier:
         """
         self.file = file
         self.spec = file.spec
-        self._decoder = Decoder(file.spec.preprocess, max_image_bytes)
+        self.decoder = Decoder(file.spec.preprocess, max_image_bytes)
         self._provider = session.provider
         self._warning = session.warning
         self._open_session: Session | None = session
@@ -163,8 +165,8 @@ class Classifier:
             >>> classifier.predict("img.jpg", top=3).top  # doctest: +SKIP
             (Score(label='7', score=0.99..., index=7), Score(label='1', score=0.00..., index=1), ...)
         """
-        pixels = self._decoder.decode(image)
-        return self._prediction(_path(image), self._infer(pixels[None], top)[0])
+        pixels = self.decoder.decode(image)
+        return self.prediction(_path(image), self._infer(pixels[None], top)[0])
 
     def predict_batch(
         self, images: Iterable[ImageInput], *, batch_size: int = BATCH_SIZE, top: int = 1
@@ -246,20 +248,20 @@ class Classifier:
     ) -> Iterator[tuple[ImageSource, Result]]:
         """Yield each source that `clf_runtime.sources` found with its result, lazily and in order."""
         infer = partial(self._infer, top=top)
-        outputs = run_pipeline(iter(sources), infer, self._decoder, self._workers, batch_size)
+        outputs = run_pipeline(iter(sources), infer, self.decoder, self._workers, batch_size)
         for source, output in outputs:
             if isinstance(output, ImageError):
                 yield source, Failure(source.name, output.kind, str(output))
             else:
-                yield source, self._prediction(source.name, output)
+                yield source, self.prediction(source.name, output)
 
-    def _prediction(self, path: str | None, ranking: Ranking) -> Prediction:
+    def prediction(self, path: str | None, ranking: Ranking) -> Prediction:
+        """Return the prediction for an image with this ranking."""
         best = ranking.top[0]
         return Prediction(path, best.label, ranking.class_index, best.score, ranking.top, self._provider)
 
-    def _infer(self, pixels: UInt8Array, top: int) -> list[Ranking]:
-        """Return the ranking of each image in pixels, (n, height, width, channels)."""
-        _, probabilities = self._session.run(pixels)
+    def rank(self, probabilities: Float32Array, top: int) -> list[Ranking]:
+        """Return the ranking of each row of probabilities, (n, classes)."""
         if top == 1:
             best = probabilities.argmax(axis=1)[:, None]
         else:
@@ -270,6 +272,10 @@ class Classifier:
             Ranking(row[0], tuple(Score(labels[index], score, index) for index, score in zip(row, scores, strict=True)))
             for row, scores in zip(best.tolist(), values.tolist(), strict=True)
         ]
+
+    def _infer(self, pixels: UInt8Array, top: int) -> list[Ranking]:
+        """Return the ranking of each image in pixels, (n, height, width, channels)."""
+        return self.rank(self._session.run(pixels)[1], top)
 
 
 def _path(image: ImageInput) -> str | None:

@@ -33,6 +33,7 @@ Examples:
   clf-run photos -r --format csv --output results.csv --resume
   clf-run photos --threshold 0.8 --annotate annotated
   cat img.jpg | clf-run - --model model.onnx
+  ffmpeg -i rtsp://camera/1 -f mjpeg - | clf-run --stream --on-change
   find photos -name '*.jpg' -print0 | clf-run @-
   clf-run --self-test
   clf-run --doctor --model model.onnx --device cuda
@@ -84,6 +85,17 @@ Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
     metavar="N",
     help="Memory that decoding and resizing one image may take.",
 )
+@click.option("--stream", is_flag=True, help="Classify the frames of a camera or a video on stdin; prints jsonl.")
+@click.option(
+    "--latest/--every",
+    "keeps_latest",
+    default=True,
+    help="With --stream: drop frames that the model is too slow for, or let the camera wait.  [default: latest]",
+)
+@click.option("--on-change", is_flag=True, help="With --stream: print only changes of the smoothed label.")
+@click.option(
+    "--smooth", metavar="TIME", help="With --stream: smooth over TIME.  [default: 500ms with --on-change, else 0s]"
+)
 @click.option("--self-test", is_flag=True, help="Verify on this machine that the model returns the logits of PyTorch.")
 @click.option("--info", is_flag=True, help="Describe the model, and show where its graph runs on this machine.")
 @click.option("--doctor", is_flag=True, help="Check this machine and the model, and show how to fix problems.")
@@ -103,6 +115,10 @@ def command(
     threads: int | None,
     batch_size: int,
     max_image_bytes: int,
+    stream: bool,
+    keeps_latest: bool,
+    on_change: bool,
+    smooth: str | None,
     self_test: bool,
     info: bool,
     doctor: bool,
@@ -120,6 +136,12 @@ def command(
         return _print_info(path, output_format, device)
     if self_test:
         return _print_self_test(path, output_format, device, threads)
+    if stream:
+        from clf_runtime.streams import command as stream_command
+
+        return stream_command.classify_stream(click.get_current_context(), path)
+    if on_change or smooth is not None or not keeps_latest:
+        raise click.UsageError("--every, --on-change and --smooth need --stream.")
     if not images:
         raise click.UsageError("No images: name an image or a folder, or - for stdin.")
     if resume and output is None:

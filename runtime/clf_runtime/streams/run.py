@@ -1,0 +1,160 @@
+"""One call of `clf-run --stream`: frames from stdin, a record for each, or for each change of the label.
+
+A thread reads and splits the stream, one thread per core decodes and classifies, and the main thread writes the results
+in order.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from clf_runtime.classifier import Classifier
+from clf_runtime.errors import ImageError
+from clf_runtime.machine import usable_cores
+from clf_runtime.predictions import Failure, Result
+from clf_runtime.session import Float32Array
+from clf_runtime.streams.frames import MAX_FRAME_BYTES, FrameSplitter
+from clf_runtime.streams.labels import LabelOptions, StreamLabels
+from clf_runtime.streams.reader import Frame, FrameQueue, start_reader
+from clf_runtime.streams.statistics import StreamStatistics
+
+# Frames per core that are taken and not yet written: one that runs, and one that waits for a slower one before it.
+_FRAMES_PER_CORE = 2
+
+_SECONDS_BETWEEN_REPORTS = 10.0
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """The options of `clf-run --stream`."""
+
+    model: Path
+    device: str
+    threads: int | None
+    max_image_bytes: int
+    keeps_latest: bool  # drop frames that the model is too slow for; otherwise the camera waits
+    labels: LabelOptions
+
+
+class StreamRun:
+    """Classifies the frames of a stream and writes the results.
+
+    Attributes:
+        statistics: The counts so far, also after an exception.
+    """
+
+    def __init__(self, options: StreamOptions, write: Callable[[str], object], warn: Callable[[str], object]) -> None:
+        """Load the model.
+
+        Args:
+            options: The options.
+            write: Takes the records, one at a time.
+            warn: Takes what the records do not show.
+
+        Raises:
+            InvalidModelError: The model cannot be loaded.
+            MachineError: The device does not work.
+            UsageError: The device is unknown.
+        """
+        self._options = options
+        self._write = write
+        self._warn = warn
+        self._undecodable = 0
+        self._next_report_s = 0.0
+        self._cores = options.threads or usable_cores()
+        self._classifier = Classifier.load(
+            options.model,
+            device=options.device,
+            threads=self._cores,
+            workers=self._cores,
+            max_image_bytes=options.max_image_bytes,
+        )
+        if self._classifier.warning:
+            self._warn(self._classifier.warning)
+        self._frames = FrameQueue(options.keeps_latest)
+        self._pending: queue.SimpleQueue[tuple[Frame, Future[Float32Array]] | None] = queue.SimpleQueue()
+        self._slots = threading.Semaphore(self._cores * _FRAMES_PER_CORE)
+        self._turn = threading.Lock()
+        self._labels = StreamLabels(self._classifier, options.labels)
+        self.statistics = StreamStatistics(self._classifier.provider)
+
+    def execute(self, read: Callable[[], bytes]) -> None:
+        """Classify all frames.
+
+        Args:
+            read: Waits for the next bytes of the stream, and returns none at its end.
+
+        Raises:
+            DataError: The stream contains no frames.
+            MachineError: The device fails.
+            OSError: The stream cannot be read, or the results cannot be written.
+        """
+        splitter = FrameSplitter(min(MAX_FRAME_BYTES, self._options.max_image_bytes))
+        started = time.monotonic()
+        start_reader(read, splitter, self._frames)
+        for _ in range(self._cores):
+            threading.Thread(target=self._work, name="clf-stream-worker", daemon=True).start()
+        try:
+            while (item := self._pending.get()) is not None:
+                frame, future = item
+                self._write_result(frame, future, frame.arrived - started)
+                self._slots.release()
+            self._frames.check()
+        finally:
+            self._frames.close()
+            self._slots.release(_FRAMES_PER_CORE * self._cores)  # threads that wait for one end
+            self.statistics.dropped = self._frames.dropped
+            self.statistics.damaged = self._frames.damaged + self._undecodable
+
+    def _work(self) -> None:
+        """In a thread per core: classify the next frame, until the end of the stream."""
+        while True:
+            future: Future[Float32Array] = Future()
+            with self._turn:  # results are written in the order in which frames are taken
+                self._slots.acquire()
+                frame = self._frames.take()
+                self._pending.put(None if frame is None else (frame, future))
+            if frame is None:
+                return
+            try:
+                pixels = self._classifier.decoder.decode(frame.content)
+                future.set_result(self._classifier.run(pixels[None])[1][0])
+            except Exception as error:  # raised again where the result is written
+                future.set_exception(error)
+
+    def _write_result(self, frame: Frame, future: Future[Float32Array], time_s: float) -> None:
+        try:
+            prediction = self._labels.update(future.result(), time_s)
+        except ImageError as error:
+            self._undecodable += not isinstance(frame.content, ImageError)
+            self._write_failure(frame, Failure(None, error.kind, str(error)), time_s)
+            return
+        if prediction is not None:
+            self._write(self._record(frame, prediction, time_s))
+        self.statistics.count(frame.arrived)
+
+    def _write_failure(self, frame: Frame, failure: Failure, time_s: float) -> None:
+        if not self._options.labels.only_changes:
+            self._write(self._record(frame, failure, time_s))
+        elif time_s >= self._next_report_s:
+            self._next_report_s = time_s + _SECONDS_BETWEEN_REPORTS
+            damaged = frame.damaged + self._undecodable
+            self._warn(f"frame {frame.number:,}: {failure.kind}: {failure.message} ({damaged:,} damaged so far)")
+
+    def _record(self, frame: Frame, result: Result, time_s: float) -> str:
+        record = {
+            "frame": frame.number,
+            "time": round(time_s, 3),
+            **result.to_dict(),
+            "dropped": frame.dropped,
+            "damaged": frame.damaged + self._undecodable,
+        }
+        del record["path"]
+        return json.dumps(record) + "\n"

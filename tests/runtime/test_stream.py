@@ -238,6 +238,13 @@ def test_a_device_that_fails_ends_the_stream(options, jpegs):
         run.execute(functools.partial(next, iter([jpegs[0], b""])))
 
 
+def test_a_gpu_that_does_not_work_is_reported(options, monkeypatch):
+    messages = []
+    monkeypatch.setattr(Classifier, "warning", "CUDA does not work here")
+    StreamRun(options, print, messages.append)
+    assert messages == ["CUDA does not work here"]
+
+
 def one_hot(index, classes=3):
     return np.eye(classes, dtype=np.float32)[index]
 

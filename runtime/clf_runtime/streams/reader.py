@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.streams.frames import STARTS, FrameContent, FrameSplitter
 
-_PIECE_BYTES = 1 << 18  # a pipe holds 64 KiB, a file gives all of it
+_PIECE_BYTES = 1 << 16  # what a pipe holds
 
 # A stream in which nothing looks like a frame for as long is something else, such as H.264.
 _HEAD_BYTES = 16

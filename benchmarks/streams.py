@@ -1,0 +1,253 @@
+"""`clf-run --stream`: frames per second against the processor's limit, latency, and memory.
+
+usage: streams.py [rate|latency|memory]... [--rounds N] [--frames N]
+
+Frames of 1280 x 720 pixels, as MJPEG, for small-resnet and MobileNetV3-small with random weights. The limit is cores /
+(processor seconds per frame for decoding and inference, on one thread); the latency is compared with the time that
+decoding and inference take alone, on one thread. Both are measured before and after each process, because the machine's
+speed changes; the results are medians of the ratios. `processor_share` is what decoding and inference take of all
+processor time of clf-run, whatever else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from measure import save_result
+from PIL import Image
+
+from clf_runtime import Classifier
+from clf_runtime.machine import usable_cores
+
+HERE = Path(__file__).parent
+BIN = Path(sys.executable).parent
+CORES = usable_cores()
+MODELS = ("small-resnet", "mobilenet_v3_small")
+CAMERA_FPS = 30
+MEMORY_FRAMES, MEMORY_STEP = 200_000, 20_000
+SUMMARY = re.compile(r"([\d.e+]+) frames/s, latency ([\d.e+]+) ms \(p50\), ([\d.e+]+) ms \(p95\)")
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What decoding and inference of a frame take on one thread, in seconds."""
+
+    cpu_s: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a process of clf-run printed and took."""
+
+    fps: float
+    p50_s: float
+    p95_s: float
+    cpu_s: float  # processor time for each frame, without start and end
+
+
+def draw_frames(count: int, size: tuple[int, int] = (1280, 720)) -> list[bytes]:
+    """Return different frames with about as much detail as a photo, as JPEG files."""
+    random = np.random.default_rng(0)
+    frames = []
+    for _ in range(count):
+        coarse = random.integers(0, 256, (max(1, size[1] // 12), max(1, size[0] // 12), 3), np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=85)
+        frames.append(file.getvalue())
+    return frames
+
+
+def measure_alone(classifier: Classifier, frames: Sequence[bytes]) -> Alone:
+    """Decode and classify every frame on this thread, three times."""
+    cpu, wall = [], []
+    for frame in [*frames] * 3:
+        started, cpu_started = time.perf_counter(), time.thread_time()
+        classifier.run(classifier.decoder.decode(frame)[None])
+        cpu.append(time.thread_time() - cpu_started)
+        wall.append(time.perf_counter() - started)
+    return Alone(statistics.mean(cpu), statistics.median(wall))
+
+
+def run_stream(model: Path, write: Callable[[BinaryIO], int], options: Sequence[str]) -> StreamResult:
+    """Run clf-run --stream with what `write` writes, and returns the number of."""
+    command = [str(BIN / "clf-run"), "--stream", *options, "--device", "cpu", "--model", str(model)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    count = write(process.stdin)
+    process.stdin.close()
+    errors = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    found = SUMMARY.search(errors)
+    if process.returncode or found is None:
+        raise RuntimeError(errors)
+    fps, p50_ms, p95_ms = map(float, found.groups())
+    return StreamResult(fps, p50_ms / 1000, p95_ms / 1000, (usage.ru_utime + usage.ru_stime) / count)
+
+
+def write_all(frames: Iterable[bytes]) -> Callable[[BinaryIO], int]:
+    """Return a function that writes frames as fast as they are read."""
+
+    def write(pipe: BinaryIO) -> int:
+        return sum(1 for frame in frames if pipe.write(frame))
+
+    return write
+
+
+def write_paced(frames: Iterable[bytes], fps: float) -> Callable[[BinaryIO], int]:
+    """Return a function that writes frames at the rate of a camera, and skips those for which it is late."""
+
+    def write(pipe: BinaryIO) -> int:
+        count, due = 0, time.monotonic()
+        for frame in frames:
+            count += 1
+            due = max(due + 1 / fps, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+            pipe.write(frame)
+            pipe.flush()
+        return count
+
+    return write
+
+
+def repeat(
+    model: Path, frames: Sequence[bytes], rounds: int, stream: Callable[[], StreamResult]
+) -> list[tuple[Alone, StreamResult]]:
+    """Measure alone, a stream, alone, … and return each stream with the mean of what is around it."""
+    with Classifier.load(model, device="cpu", threads=1) as classifier:
+        measure_alone(classifier, frames)
+        alone, streams = [measure_alone(classifier, frames)], []
+        for _ in range(rounds):
+            streams.append(stream())
+            alone.append(measure_alone(classifier, frames))
+    around = [
+        Alone((first.cpu_s + second.cpu_s) / 2, (first.wall_s + second.wall_s) / 2)
+        for first, second in itertools.pairwise(alone)
+    ]
+    return list(zip(around, streams, strict=True))
+
+
+def rate(model: Path, frames: Sequence[bytes], count: int, rounds: int) -> dict[str, object]:
+    """Measure frames per second with --every, for frames that come as fast as they are read."""
+    pairs = repeat(
+        model,
+        frames,
+        rounds,
+        lambda: run_stream(model, write_all(itertools.islice(itertools.cycle(frames), count)), ["--every"]),
+    )
+    reached = [stream.fps * alone.cpu_s / CORES for alone, stream in pairs]
+    start_s = run_stream(model, write_all(frames[:1]), ["--every"]).cpu_s
+    return {
+        "model": model.stem,
+        "frames": count,
+        "limit_fps": round(statistics.median(CORES / alone.cpu_s for alone, _ in pairs), 1),
+        "fps": round(statistics.median(stream.fps for _, stream in pairs), 1),
+        "reached": round(statistics.median(reached), 3),
+        "reached_in_each_round": [round(ratio, 3) for ratio in reached],
+        "processor_share": round(
+            statistics.median(alone.cpu_s / (stream.cpu_s - start_s / count) for alone, stream in pairs), 3
+        ),
+    }
+
+
+def latency(model: Path, frames: Sequence[bytes], count: int, rounds: int) -> dict[str, object]:
+    """Measure the time from a frame's last byte to its record, for a camera of 30 frames per second."""
+    pairs = repeat(
+        model,
+        frames,
+        rounds,
+        lambda: run_stream(
+            model, write_paced(itertools.islice(itertools.cycle(frames), count), CAMERA_FPS), ["--latest"]
+        ),
+    )
+    ratios = [stream.p95_s / alone.wall_s for alone, stream in pairs]
+    return {
+        "model": model.stem,
+        "frames": count,
+        "alone_ms": round(statistics.median(alone.wall_s for alone, _ in pairs) * 1000, 2),
+        "p50_ms": round(statistics.median(stream.p50_s for _, stream in pairs) * 1000, 2),
+        "p95_ms": round(statistics.median(stream.p95_s for _, stream in pairs) * 1000, 2),
+        "p95_ratio": round(statistics.median(ratios), 3),
+        "p95_ratio_in_each_round": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def memory(model: Path, count: int = MEMORY_FRAMES) -> dict[str, object]:
+    """Return the resident memory of one process after every 20,000 of many small frames."""
+    frames = draw_frames(64, (28, 28))
+    command = [str(BIN / "clf-run"), "--stream", "--every", "--device", "cpu", "--model", str(model)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    writer = threading.Thread(
+        target=_write_and_close, args=(process.stdin, itertools.islice(itertools.cycle(frames), count))
+    )
+    writer.start()
+    marks = []
+    for number, _ in enumerate(process.stdout, 1):
+        if number % MEMORY_STEP == 0:
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            marks.append({"frames": number, "resident_mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 2)})
+    writer.join()
+    if process.wait():
+        raise RuntimeError(f"exit code {process.returncode}")
+    return {
+        "model": model.stem,
+        "growth_mb": round(marks[-1]["resident_mb"] - marks[0]["resident_mb"], 2),
+        "marks": marks,
+    }
+
+
+def _write_and_close(pipe: BinaryIO, frames: Iterable[bytes]) -> None:
+    write_all(frames)(pipe)
+    pipe.close()
+
+
+def main() -> None:
+    """Measure what was requested, by default everything, and save the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=["rate", "latency", "memory", []])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--frames", type=int, default=600, help="of each stream")
+    parser.add_argument("--models", default=str(Path(tempfile.gettempdir()) / "clf-benchmark-models"), metavar="DIR")
+    arguments = parser.parse_args()
+
+    def exported(name: str) -> Path:
+        # In a separate process, without torch's threads and memory in this one.
+        process = subprocess.run(
+            [sys.executable, HERE / "models.py", name, arguments.models], capture_output=True, text=True
+        )
+        if process.returncode:
+            raise RuntimeError(process.stderr)
+        return Path(process.stdout.strip())
+
+    models, frames = [exported(name) for name in MODELS], draw_frames(32)
+    packages = ["onnxruntime", "numpy", "pillow"]
+    size_kb = round(statistics.mean(map(len, frames)) / 1000)
+    for name, measure in (("rate", rate), ("latency", latency)):
+        if name in (arguments.what or name):
+            rows = [{"kb": size_kb, **measure(model, frames, arguments.frames, arguments.rounds)} for model in models]
+            save_result(f"streams_{name}", rows, packages)
+    if "memory" in (arguments.what or "memory"):
+        save_result("streams_memory", memory(models[0]), packages)
+
+
+if __name__ == "__main__":
+    main()

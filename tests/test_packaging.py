@@ -53,7 +53,7 @@ def test_the_wheel_contains_the_three_packages_their_templates_and_the_license(w
     assert f"{info}/licenses/LICENSE" in names
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    extras = {"cpu", "gpu", "train", "tensorboard", "parquet", "export", "docs", "dev"}
+    extras = {"cpu", "gpu", "train", "tensorboard", "parquet", "watch", "export", "docs", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
         "clf-bench",

@@ -35,6 +35,7 @@ Examples:
   cat img.jpg | clf-run - --model model.onnx
   ffmpeg -i rtsp://camera/1 -f mjpeg - | clf-run --stream --on-change
   find photos -name '*.jpg' -print0 | clf-run @-
+  clf-run --watch incoming --output results.jsonl --move-to done
   clf-run --self-test
   clf-run --doctor --model model.onnx --device cuda
 
@@ -96,6 +97,8 @@ Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
 @click.option(
     "--smooth", metavar="TIME", help="With --stream: smooth over TIME.  [default: 500ms with --on-change, else 0s]"
 )
+@click.option("--watch", metavar="FOLDER", help="Classify the files that arrive in FOLDER; appends jsonl to --output.")
+@click.option("--move-to", metavar="DIR", help="With --watch: move classified files into DIR.")
 @click.option("--self-test", is_flag=True, help="Verify on this machine that the model returns the logits of PyTorch.")
 @click.option("--info", is_flag=True, help="Describe the model, and show where its graph runs on this machine.")
 @click.option("--doctor", is_flag=True, help="Check this machine and the model, and show how to fix problems.")
@@ -119,6 +122,8 @@ def command(
     keeps_latest: bool,
     on_change: bool,
     smooth: str | None,
+    watch: str | None,
+    move_to: str | None,
     self_test: bool,
     info: bool,
     doctor: bool,
@@ -136,12 +141,18 @@ def command(
         return _print_info(path, output_format, device)
     if self_test:
         return _print_self_test(path, output_format, device, threads)
+    if watch is None and move_to is not None:
+        raise click.UsageError("--move-to needs --watch.")
+    if not stream and (on_change or smooth is not None or not keeps_latest):
+        raise click.UsageError("--every, --on-change and --smooth need --stream.")
+    if watch is not None:
+        from clf_runtime.watch import command as watch_command
+
+        watch_command.watch_folder(click.get_current_context(), path)
     if stream:
         from clf_runtime.streams import command as stream_command
 
         return stream_command.classify_stream(click.get_current_context(), path)
-    if on_change or smooth is not None or not keeps_latest:
-        raise click.UsageError("--every, --on-change and --smooth need --stream.")
     if not images:
         raise click.UsageError("No images: name an image or a folder, or - for stdin.")
     if resume and output is None:

@@ -48,6 +48,7 @@ _EXTRAS = {
     "onnx_ir": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "watchdog": "watch",
 }
 
 # Errors of the machine, not of the input: the same call can succeed elsewhere, or after a clean-up.

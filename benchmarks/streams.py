@@ -12,6 +12,7 @@ processor time of clf-run, whatever else the machine does.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import itertools
 import os
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -53,12 +54,12 @@ class Alone:
 
 @dataclass(frozen=True)
 class StreamResult:
-    """What a process of clf-run printed and took."""
+    """What a process of clf-run printed, and its processor time, with its start."""
 
     fps: float
     p50_s: float
     p95_s: float
-    cpu_s: float  # processor time for each frame, without start and end
+    cpu_s: float
 
 
 def draw_frames(count: int, size: tuple[int, int] = (1280, 720)) -> list[bytes]:
@@ -84,14 +85,14 @@ def measure_alone(classifier: Classifier, frames: Sequence[bytes]) -> Alone:
     return Alone(statistics.mean(cpu), statistics.median(wall))
 
 
-def run_stream(model: Path, write: Callable[[BinaryIO], int], options: Sequence[str]) -> StreamResult:
-    """Run clf-run --stream with what `write` writes, and returns the number of."""
+def run_stream(model: Path, options: Sequence[str], source: Path | Iterator[bytes]) -> StreamResult:
+    """Run clf-run --stream with frames from a file, or from a camera that writes them at its rate."""
     command = [str(BIN / "clf-run"), "--stream", *options, "--device", "cpu", "--model", str(model)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stdin is not None
+    with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(subprocess.PIPE) as stdin:
+        process = subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if not isinstance(source, Path):
+        write_paced(source, process)
     assert process.stderr is not None
-    count = write(process.stdin)
-    process.stdin.close()
     errors = process.stderr.read().decode()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -99,32 +100,19 @@ def run_stream(model: Path, write: Callable[[BinaryIO], int], options: Sequence[
     if process.returncode or found is None:
         raise RuntimeError(errors)
     fps, p50_ms, p95_ms = map(float, found.groups())
-    return StreamResult(fps, p50_ms / 1000, p95_ms / 1000, (usage.ru_utime + usage.ru_stime) / count)
+    return StreamResult(fps, p50_ms / 1000, p95_ms / 1000, usage.ru_utime + usage.ru_stime)
 
 
-def write_all(frames: Iterable[bytes]) -> Callable[[BinaryIO], int]:
-    """Return a function that writes frames as fast as they are read."""
-
-    def write(pipe: BinaryIO) -> int:
-        return sum(1 for frame in frames if pipe.write(frame))
-
-    return write
-
-
-def write_paced(frames: Iterable[bytes], fps: float) -> Callable[[BinaryIO], int]:
-    """Return a function that writes frames at the rate of a camera, and skips those for which it is late."""
-
-    def write(pipe: BinaryIO) -> int:
-        count, due = 0, time.monotonic()
-        for frame in frames:
-            count += 1
-            due = max(due + 1 / fps, time.monotonic())
-            time.sleep(max(0.0, due - time.monotonic()))
-            pipe.write(frame)
-            pipe.flush()
-        return count
-
-    return write
+def write_paced(frames: Iterator[bytes], process: subprocess.Popen[bytes]) -> None:
+    """Write frames at the rate of a camera; late ones follow at once."""
+    assert process.stdin is not None
+    due = time.monotonic()
+    for frame in frames:
+        due = max(due + 1 / CAMERA_FPS, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+        process.stdin.write(frame)
+        process.stdin.flush()
+    process.stdin.close()
 
 
 def repeat(
@@ -145,15 +133,15 @@ def repeat(
 
 
 def rate(model: Path, frames: Sequence[bytes], count: int, rounds: int) -> dict[str, object]:
-    """Measure frames per second with --every, for frames that come as fast as they are read."""
-    pairs = repeat(
-        model,
-        frames,
-        rounds,
-        lambda: run_stream(model, write_all(itertools.islice(itertools.cycle(frames), count)), ["--every"]),
-    )
+    """Measure frames per second with --every, from a file, so that no other process needs the processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        one, all_ = Path(folder, "one.mjpeg"), Path(folder, "all.mjpeg")
+        one.write_bytes(frames[0])
+        with all_.open("wb") as file:
+            file.writelines(itertools.islice(itertools.cycle(frames), count))
+        pairs = repeat(model, frames, rounds, lambda: run_stream(model, ["--every"], all_))
+        start_s = statistics.median(run_stream(model, ["--every"], one).cpu_s for _ in range(3))
     reached = [stream.fps * alone.cpu_s / CORES for alone, stream in pairs]
-    start_s = run_stream(model, write_all(frames[:1]), ["--every"]).cpu_s
     return {
         "model": model.stem,
         "frames": count,
@@ -162,7 +150,7 @@ def rate(model: Path, frames: Sequence[bytes], count: int, rounds: int) -> dict[
         "reached": round(statistics.median(reached), 3),
         "reached_in_each_round": [round(ratio, 3) for ratio in reached],
         "processor_share": round(
-            statistics.median(alone.cpu_s / (stream.cpu_s - start_s / count) for alone, stream in pairs), 3
+            statistics.median(alone.cpu_s * count / (stream.cpu_s - start_s) for alone, stream in pairs), 3
         ),
     }
 
@@ -173,9 +161,7 @@ def latency(model: Path, frames: Sequence[bytes], count: int, rounds: int) -> di
         model,
         frames,
         rounds,
-        lambda: run_stream(
-            model, write_paced(itertools.islice(itertools.cycle(frames), count), CAMERA_FPS), ["--latest"]
-        ),
+        lambda: run_stream(model, ["--latest"], itertools.islice(itertools.cycle(frames), count)),
     )
     ratios = [stream.p95_s / alone.wall_s for alone, stream in pairs]
     return {
@@ -216,7 +202,7 @@ def memory(model: Path, count: int = MEMORY_FRAMES) -> dict[str, object]:
 
 
 def _write_and_close(pipe: BinaryIO, frames: Iterable[bytes]) -> None:
-    write_all(frames)(pipe)
+    pipe.writelines(frames)
     pipe.close()
 
 

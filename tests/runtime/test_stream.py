@@ -191,6 +191,7 @@ def test_a_stream_that_ends_while_its_reader_waits_ends_the_reader():
     waiting.start()
     frames.close()
     waiting.join()
+    assert (frames.received, frames.dropped) == (1, 0)
 
 
 @pytest.mark.parametrize(

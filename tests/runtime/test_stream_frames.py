@@ -192,7 +192,8 @@ def test_parts_that_are_neither_jpeg_nor_png_end_where_their_length_or_the_bound
 
 @pytest.mark.parametrize("sizes", [[1], [50], [1 << 20]], ids=["bytes", "pieces", "whole"])
 def test_a_camera_may_reconnect_with_another_boundary_and_pad_its_images(sizes):
-    padded = parts(FRAMES[:2]).replace(FRAMES[1], FRAMES[1] + b"trailing bytes of this camera")
+    response = b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace\r\n\r\n"
+    padded = response + parts(FRAMES[:2]).replace(FRAMES[1], FRAMES[1] + b"trailing bytes of this camera")
     first, second = padded[: len(padded) - 700], parts(FRAMES[2:4], boundary=b"another")
     assert split(padded + second, sizes) == FRAMES[:4]
     assert split(first + second, sizes)[-2:] == FRAMES[2:4]

@@ -57,10 +57,12 @@ class FrameQueue:
         self.damaged = 0
 
     def put(self, content: FrameContent, arrived: float) -> None:
-        """Add a frame that has arrived."""
+        """Add a frame that has arrived. After `close`, it does not count any more."""
         with self._changed:
             while not self._keeps_latest and self._waiting and not self._is_closed:
                 self._changed.wait()
+            if self._is_closed:
+                return
             is_damaged = isinstance(content, ImageError)
             replaced = [frame for frame in self._waiting if isinstance(frame.content, ImageError) == is_damaged]
             for frame in replaced:

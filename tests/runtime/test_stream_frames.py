@@ -170,6 +170,11 @@ CUT = FRAMES[0][:-40]
             GOOD[0] + b"--\xff\xfe" + GOOD[1],
             [GOOD[0], "a part of a multipart stream has no headers", GOOD[1]],
         ),
+        "hyphens like those of a part": (
+            CUT + b"--x\r\n\r\nmore damage" + GOOD[1] + GOOD[2],
+            [f"the JPEG breaks off after {len(CUT) + 18} bytes", *GOOD[1:3]],
+        ),
+        "a part of no headers and no image": (b"--x\r\n\r\nno image" + GOOD[1], [GOOD[1]]),
         "hyphens and text": (
             GOOD[0] + b"--?" * 3000 + GOOD[1] + GOOD[2],
             [GOOD[0], "a part of a multipart stream has no headers", *GOOD[1:3]],
@@ -206,8 +211,10 @@ def test_a_damaged_length_of_a_png_chunk_is_noticed_with_the_next_frame(size, mo
     position = png.index(b"IDAT") - 4
     damaged = png[:position] + (50_000_000).to_bytes(4, "big") + png[position + 4 :]
     assert split(damaged + FRAMES[2] + png, [size]) == [f"the PNG breaks off after {len(png)} bytes", FRAMES[2], png]
-    too_long = png[:position] + b"\xff\xff\xff\xff" + png[position + 4 :]
+    too_long = png[:position] + b"text" + png[position + 4 :]
     assert split(too_long + FRAMES[2] + png, [size])[1:] == [FRAMES[2], png]
+    wrong_end = FRAMES[2][:-12] + b"\0\0\0\1" + FRAMES[2][-8:]
+    assert split(wrong_end + FRAMES[2] + png, [size])[1:] == [FRAMES[2], png]
     long_chunk = encode(1, "PNG", side=40, compress_level=0)
     assert split(long_chunk + png, [size]) == [long_chunk, png]
 

@@ -9,10 +9,16 @@ import re
 from collections.abc import Iterator
 
 from clf_runtime.errors import ImageError
-from clf_runtime.streams.walkers import JPEG, PNG, DamageError, JpegWalker, PartWalker, PngWalker, Walker
-
-# A camera of 64 megapixels writes JPEGs of 30 MB.
-MAX_FRAME_BYTES = 64_000_000
+from clf_runtime.streams.walkers import (
+    JPEG,
+    MAX_FRAME_BYTES,
+    PNG,
+    DamageError,
+    JpegWalker,
+    PartWalker,
+    PngWalker,
+    Walker,
+)
 
 _PADDING = b"\0\t\r\n "
 _PART, _HTTP = b"--", b"HTTP/"
@@ -135,7 +141,9 @@ class FrameSplitter:
         if headers.startswith(_PART):
             self._boundary = headers.splitlines()[0].rstrip()
             length = _CONTENT_LENGTH.search(headers)
-            self._part = PartWalker(self._boundary, int(length[1]) if length else None)
+            # Without a header it may be a line within damage: it says nothing about what follows.
+            is_part = headers.count(b":") > self._boundary.count(b":")
+            self._part = PartWalker(self._boundary, int(length[1]) if length else None) if is_part else None
         del self._data[: len(headers)]
         return True
 

@@ -18,10 +18,11 @@ from clf_runtime.errors import ImageError
 from clf_runtime.machine import usable_cores
 from clf_runtime.predictions import Failure, Result
 from clf_runtime.session import Float32Array
-from clf_runtime.streams.frames import MAX_FRAME_BYTES, FrameSplitter
+from clf_runtime.streams.frames import FrameSplitter
 from clf_runtime.streams.labels import LabelOptions, StreamLabels
 from clf_runtime.streams.reader import Frame, FrameQueue, start_reader
 from clf_runtime.streams.statistics import StreamStatistics
+from clf_runtime.streams.walkers import MAX_FRAME_BYTES
 
 # Frames per core that are taken and not yet written: one that runs, and one that waits for a slower one before it.
 _FRAMES_PER_CORE = 2

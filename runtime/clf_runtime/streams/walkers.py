@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
+# A camera of 64 megapixels writes JPEGs of 30 MB.
+MAX_FRAME_BYTES = 64_000_000
+
 JPEG = b"\xff\xd8\xff"
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -105,7 +108,7 @@ class PngWalker:
             length = int.from_bytes(data[self._position : self._position + 4], "big")
             kind = data[self._position + 4 : self._position + _CHUNK_HEADER_BYTES]
             end = self._position + _CHUNK_OVERHEAD_BYTES + length
-            if not kind.isalpha() or length >= 1 << 31:
+            if not kind.isalpha() or length > MAX_FRAME_BYTES or (kind == b"IEND" and length):
                 raise DamageError(self._position, f"the PNG has no chunk at its byte {self._position:,}")
             if length > _TRUSTED_CHUNK_BYTES:
                 self._check_length(data, end)

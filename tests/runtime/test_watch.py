@@ -12,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import click
@@ -314,6 +316,9 @@ def test_events_name_files_as_the_folder_was_named(tmp_path, monkeypatch):
         events.wait(10)
         for known, new in zip((created, closed), events.take(), strict=True):
             known |= new
+    events.stop()
+    while threading.active_count() > 1:  # or the test ends by its time limit
+        time.sleep(0.01)
     assert created == closed == {"in/a.png"} == {version.path for version in list_versions("in/", False)}
 
 

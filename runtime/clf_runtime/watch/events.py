@@ -6,6 +6,7 @@ file systems or when thousands of files arrive at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 
@@ -17,6 +18,10 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+
+# It warns about its own threads when they are stopped.
+logging.getLogger("watchdog").setLevel(logging.CRITICAL)
 
 _EVENTS: list[type[FileSystemEvent]] = [FileCreatedEvent, FileClosedEvent, FileMovedEvent]
 
@@ -32,13 +37,20 @@ class FolderEvents(FileSystemEventHandler):
         self._created: set[str] = set()
         self._closed: set[str] = set()
         self._is_reported = threading.Event()
+        self._observer: BaseObserver | None = None
 
     def start(self, recursive: bool) -> None:
         """Begin to watch, in a thread. Raises OSError if the system has no watches left."""
-        observer = Observer()
+        observer = Observer()  # it has a thread already
+        self._observer = observer
         observer.daemon = True
         observer.schedule(self, self._absolute, recursive=recursive, event_filter=_EVENTS)
         observer.start()
+
+    def stop(self) -> None:
+        """End the thread, if there is one."""
+        if self._observer is not None:
+            self._observer.stop()
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         """Note a report. Called by watchdog, in its thread."""

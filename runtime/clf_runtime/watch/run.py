@@ -87,9 +87,12 @@ class WatchRun:
         """
         with Results(self._options.output) as results:
             self._start_events()
-            self._find_done(results)
-            while True:
-                self._classify_new(results)
+            try:
+                self._find_done(results)
+                while True:
+                    self._classify_new(results)
+            finally:
+                self._events.stop()
 
     def _start_events(self) -> None:
         try:

@@ -309,6 +309,7 @@ def test_events_name_files_as_the_folder_was_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     events = FolderEvents("in/")
+    events.stop()  # nothing to end yet
     events.start(recursive=False)
     Path("in/a.png").write_bytes(b"1")
     created, closed = set(), set()

@@ -98,11 +98,7 @@ class OnnxFile:
 
         No second digest: whoever replaces or writes a file changes its inode or the time of its last change.
         """
-        try:
-            identity = _identify(self.path.stat())
-        except OSError:
-            identity = ()
-        if identity != self.identity:
+        if identify(self.path) != self.identity:
             raise ModelChangedError(f"{self.path}: it was replaced or changed while it was opened; try again")
 
     @property
@@ -157,7 +153,7 @@ def read(path: Path) -> OnnxFile:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InvalidModelError(f"{path}: not a file; expected an ONNX file from clf-export")
         with path.open("rb") as file:
-            identity = _identify(os.fstat(file.fileno()))
+            identity = _identity(os.fstat(file.fileno()))
             size = file.seek(0, os.SEEK_END)
             if size == 0:
                 raise InvalidModelError(f"{path}: the file is empty; export it again")
@@ -177,8 +173,15 @@ def read(path: Path) -> OnnxFile:
     return _parse(path, content, _Verified(sha256, identity))
 
 
-def _identify(status: os.stat_result) -> tuple[int, ...]:
-    """Return what changes with the content of a file, and with the file behind a path."""
+def identify(path: Path) -> tuple[int, ...]:
+    """Return what changes with the content of a file, and with the file behind a path; empty if there is none."""
+    try:
+        return _identity(path.stat())
+    except OSError:
+        return ()
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 

@@ -1,0 +1,142 @@
+"""Runs the service: from its options to its end."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+import uvicorn
+
+from clf_runtime.errors import UsageError, format_reason
+from clf_serve import listening
+from clf_serve.app import Application
+from clf_serve.notify import notify
+from clf_serve.options import Address, RequestLimits, ServeOptions
+from clf_serve.service import Service, create_service
+
+_KEEP_ALIVE_S = 60
+_FILES_BESIDE_CONNECTIONS = 64
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        notify("STOPPING=1")
+        await super().shutdown(sockets)
+
+
+def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests that were accepted get their answers first.
+
+    Raises:
+        InvalidModelError: The model cannot be loaded, or it fails its self-test.
+        MachineError: The device or the address cannot be used.
+        UsageError: An option has a value that cannot be used.
+        OSError: A file cannot be read.
+    """
+    _allow_open_files(options.limits)
+    bound = listening.bind(options.address)
+    try:
+        service = create_service(options, log)
+        config = _config(service, options.address)
+        gc.collect()
+        gc.freeze()  # what is loaded now stays; collecting garbage need not look at it
+        server = _Server(config, lambda: _announce(service, bound, log))
+        with _deferred_signals(service):
+            server.run([bound])
+        service.batcher.close()
+        service.live.close()
+        log("stopped; all accepted requests were answered")
+    finally:
+        bound.close()
+        listening.remove(options.address)
+
+
+def _announce(service: Service, bound: socket.socket, log: Callable[[str], None]) -> None:
+    address, model = service.options.address, service.live.current
+    classifier = model.classifier
+    if classifier.warning:
+        log(classifier.warning)
+    if service.tokens is None and not listening.is_local(address, bound):
+        log("anyone who reaches this address may use the service; --token-file restricts it")
+    log(
+        f"{listening.describe(address, bound)} serves {classifier.file.path} ({classifier.file.sha256[:12]}) "
+        f"on {classifier.provider}; self-test passed"
+    )
+    notify("READY=1")
+
+
+def _config(service: Service, address: Address) -> uvicorn.Config:
+    def keep_alive() -> None:
+        if not service.batcher.is_stalled:
+            notify("WATCHDOG=1")
+
+    limits = service.options.limits
+    config = uvicorn.Config(
+        cast(Any, Application(service, keep_alive)),
+        http=cast(Any, service.connections.protocol()),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",  # it would write a line for each malformed request; ours are counted
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(limits.timeout_s),
+        ssl_certfile=address.tls_cert,
+        ssl_keyfile=address.tls_key,
+    )
+    try:
+        config.load()
+    except ssl.SSLError as error:
+        reason = error.reason or str(error)
+        raise UsageError(f"{address.tls_cert}: no certificate with its private key in PEM ({reason})") from None
+    except OSError as error:
+        raise UsageError(f"{address.tls_cert}, {address.tls_key}: {format_reason(error)}") from None
+    return config
+
+
+class _deferred_signals:
+    """Within the block, signals that the server has answered by its end raise nothing, and SIGHUP reloads the model."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, lambda *_: None)
+        if hasattr(signal, "SIGHUP"):
+            self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._service.live.request_reload())
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+def _allow_open_files(limits: RequestLimits) -> None:
+    """Raise the limit of open files to what the connections need, as far as this process may."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = limits.connections + _FILES_BESIDE_CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

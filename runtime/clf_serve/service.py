@@ -1,0 +1,56 @@
+"""What the endpoints share: the model, the queue, the metrics, the limits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clf_serve.batching import Batcher
+from clf_serve.live_model import LiveModel
+from clf_serve.metrics import Metrics
+from clf_serve.options import ServeOptions
+from clf_serve.protocol import Connections
+from clf_serve.tokens import Tokens
+
+_MOST_SECONDS_BETWEEN_CHECKS = 1.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running service."""
+
+    options: ServeOptions
+    live: LiveModel
+    batcher: Batcher
+    metrics: Metrics
+    connections: Connections
+    tokens: Tokens | None
+
+    async def watch_deadlines(self, on_check: Callable[[], None]) -> None:
+        """Close slow connections and answer images that wait for too long, until cancelled."""
+        while True:
+            await asyncio.sleep(min(_MOST_SECONDS_BETWEEN_CHECKS, self.options.limits.timeout_s / 4))
+            self.connections.expire()
+            self.batcher.expire()
+            on_check()
+
+
+def create_service(options: ServeOptions, log: Callable[[str], None]) -> Service:
+    """Load the model and start the worker threads.
+
+    Raises:
+        InvalidModelError: The model cannot be loaded, or it fails its self-test.
+        MachineError: The device does not work.
+        UsageError: The device is unknown, or the file of tokens has none.
+        OSError: A file cannot be read.
+    """
+    tokens = None if options.token_file is None else Tokens.read(options.token_file)
+    metrics = Metrics()
+    live = LiveModel(options.model, options.batch.workers, metrics, log)
+    live.load()
+    connections = Connections(options.limits)
+    metrics.watch("clf_connections", "Open connections.", lambda: len(connections.open))
+    batcher = Batcher(live, options.batch, options.limits.timeout_s, metrics)
+    batcher.start()
+    return Service(options, live, batcher, metrics, connections, tokens)

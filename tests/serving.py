@@ -11,7 +11,8 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,13 @@ class RunningService:
         assert found, (name, text)
         return float(found[1])
 
+    def wait_until(self, is_true: Callable[[], bool]) -> None:
+        """Ask until something is true; a minute is too long."""
+        deadline = time.monotonic() + 60
+        while not is_true():
+            assert time.monotonic() < deadline, "".join(self.lines)
+            time.sleep(0.02)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the process, and return its exit code."""
         self.process.send_signal(number)
@@ -103,11 +111,11 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(model: Path, *options: object, cwd: Path | None = None) -> Iterator[RunningService]:
+def serving(model: Path, *options: object, **variables: str) -> Iterator[RunningService]:
     """Run clf-serve on a free port, with all output read, until the end of the block."""
     command = [str(BIN / "clf-serve"), "--model", str(model), "--port", "0", *map(str, options)]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("CLF_")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cwd, env=env)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("CLF_")} | variables
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     service = RunningService(process)
     try:
         service.read_until_ready()

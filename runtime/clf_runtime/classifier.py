@@ -14,11 +14,12 @@ import numpy as np
 from clf_runtime import onnx_file
 from clf_runtime.decoding import Decoder
 from clf_runtime.errors import ImageError, InvalidModelError, ModelChangedError
+from clf_runtime.image_files import MAX_IMAGE_BYTES
 from clf_runtime.machine import usable_cores
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.pipeline import run_pipeline
 from clf_runtime.predictions import Failure, Prediction, Result, Score
-from clf_runtime.preprocess import MAX_IMAGE_BYTES, ImageInput, UInt8Array
+from clf_runtime.preprocess import ImageInput, UInt8Array
 from clf_runtime.session import Float32Array, Session
 from clf_runtime.sources import ImageSource
 from clf_runtime.spec import ModelSpec
@@ -115,6 +116,11 @@ class Classifier:
         file, session = _open_unchanged(Path(model), device, max(1, threads // workers))
         _check_graph_matches_spec(file, session)
         return cls(file, session, workers, max_image_bytes)
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the model file, hexadecimal."""
+        return self.file.sha256
 
     @property
     def provider(self) -> str:

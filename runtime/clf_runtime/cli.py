@@ -99,6 +99,11 @@ Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
 )
 @click.option("--watch", metavar="FOLDER", help="Classify the files that arrive in FOLDER; appends jsonl to --output.")
 @click.option("--move-to", metavar="DIR", help="With --watch: move classified files into DIR.")
+@click.option(
+    "--server",
+    metavar="URL|unix:PATH",
+    help="Let a running clf-serve classify. The environment variable CLF_TOKEN holds its token, if it needs one.",
+)
 @click.option("--self-test", is_flag=True, help="Verify on this machine that the model returns the logits of PyTorch.")
 @click.option("--info", is_flag=True, help="Describe the model, and show where its graph runs on this machine.")
 @click.option("--doctor", is_flag=True, help="Check this machine and the model, and show how to fix problems.")
@@ -124,6 +129,7 @@ def command(
     smooth: str | None,
     watch: str | None,
     move_to: str | None,
+    server: str | None,
     self_test: bool,
     info: bool,
     doctor: bool,
@@ -155,6 +161,8 @@ def command(
         return stream_command.classify_stream(click.get_current_context(), path)
     if not images:
         raise click.UsageError("No images: name an image or a folder, or - for stdin.")
+    if server is not None:
+        _check_server_options(click.get_current_context())
     if resume and output is None:
         raise click.UsageError("--resume needs the file of the interrupted run: name it with --output.")
     from clf_runtime.run import RunOptions
@@ -174,8 +182,20 @@ def command(
             output=None if output is None else Path(output),
             resume=resume,
             annotate=None if annotate is None else Path(annotate),
+            server=server,
         )
     )
+
+
+# What a service decides by its own options.
+_OPTIONS_OF_A_SERVICE = ("model", "device", "threads", "batch_size", "annotate")
+
+
+def _check_server_options(context: click.Context) -> None:
+    for name in _OPTIONS_OF_A_SERVICE:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option} does not go with --server, whose images the service classifies.")
 
 
 def main() -> NoReturn:
@@ -233,9 +253,11 @@ def _classify(options: RunOptions) -> int:
 
     from clf_runtime.progress import TerminalCallbacks
     from clf_runtime.run import Run
-    from clf_runtime.session import silence_log
 
-    silence_log()
+    if options.server is None:
+        from clf_runtime.session import silence_log
+
+        silence_log()
     # File names are bytes: those that are not UTF-8 are printed unchanged.
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
     callbacks = TerminalCallbacks(options)

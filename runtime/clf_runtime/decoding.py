@@ -15,14 +15,17 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 
 from clf_runtime.errors import ImageError
-from clf_runtime.preprocess import MAX_IMAGE_BYTES, UInt8Array, pixels_from_image
-from clf_runtime.sources import Content
+from clf_runtime.image_files import MAX_IMAGE_BYTES
+from clf_runtime.preprocess import UInt8Array, pixels_from_image
 from clf_runtime.spec import Preprocess
+
+if TYPE_CHECKING:
+    from clf_runtime.sources import Content
 
 
 class DecodedBatch(NamedTuple):
@@ -48,7 +51,7 @@ class Decoder(NamedTuple):
             raise ImageError("too-large", "this machine has not enough memory to decode it; scale it down") from None
 
 
-Decode = Callable[[Sequence[Content]], DecodedBatch]
+Decode = Callable[[Sequence["Content"]], DecodedBatch]
 
 
 def decode_batch(contents: Sequence[Content], decoder: Decoder) -> DecodedBatch:

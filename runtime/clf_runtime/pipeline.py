@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, TypeVar
 from clf_runtime.decoding import Decode, Decoder, DecoderPool, can_fork, decode_batch
 from clf_runtime.errors import ImageError
 from clf_runtime.preprocess import UInt8Array
-from clf_runtime.sources import Content, ImageSource
+from clf_runtime.sources import ImageSource
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from clf_runtime.sources import Content
 
 Chunk = TypeVar("Chunk")
 Item = TypeVar("Item")

@@ -8,16 +8,21 @@ background), resize. Pillow does all of it.
 from __future__ import annotations
 
 import importlib
-import io
 import os
-import stat
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile
 
-from clf_runtime.errors import ImageError, format_reason
+from clf_runtime.errors import ImageError
+from clf_runtime.image_files import (
+    HEAD_BYTES,
+    MAX_IMAGE_BYTES,
+    detect_format,
+    image_error_from_os_error,
+    open_binary,
+)
 from clf_runtime.spec import Preprocess
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -29,8 +34,7 @@ MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 # The side of the largest JPEG. A strip of 1 x 80,000,000 pixels takes gigabytes while it is resized.
 MAX_SIDE = 65_535
 
-# The memory that decoding and resizing one image may take, by default; and what no format and mode exceeds per pixel.
-MAX_IMAGE_BYTES = 512_000_000
+# What no format and mode exceeds per pixel.
 _MOST_BYTES_PER_PIXEL = 32
 
 # A smaller PNG may lack pixels if its compressed data end early without an error: to look takes half as long as to
@@ -40,29 +44,8 @@ _UNCHECKED_PIXELS = 64 * 64
 # Only an image that is much longer than wide becomes much larger before its crop.
 _ELONGATED = 16
 
-# Pillow reads a few bytes at a time, which took 30 of the 88 us of an MNIST image; smaller files are read at once.
-_READ_AT_ONCE_BYTES = 1 << 20
-
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides stay this many times larger than after resampling.
 SHORTCUT_MARGIN = 2
-
-# First bytes → Pillow's name of the format and of its plugin. No other plugin is tried on a file.
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG", "JpegImagePlugin"),
-    (b"\x89PNG\r\n\x1a\n", "PNG", "PngImagePlugin"),
-    (b"GIF87a", "GIF", "GifImagePlugin"),
-    (b"GIF89a", "GIF", "GifImagePlugin"),
-    (b"BM", "BMP", "BmpImagePlugin"),
-    (b"II*\x00", "TIFF", "TiffImagePlugin"),
-    (b"MM\x00*", "TIFF", "TiffImagePlugin"),
-    (b"RIFF", "WEBP", "WebPImagePlugin"),
-    *((b"P%d" % kind, "PPM", "PpmImagePlugin") for kind in range(1, 7)),
-)
-HEAD_BYTES = 12
-FORMATS = tuple(sorted({name for _, name, _ in _SIGNATURES}))
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
-)
 
 _JPEG = ("JPEG", "MPO")  # phones write several images into one file; the first is a normal JPEG
 
@@ -111,7 +94,7 @@ def decode_image(image: ImageInput, preprocess: Preprocess, max_bytes: int = MAX
     if isinstance(image, Image.Image):
         return _decode(image, preprocess, max_bytes)
     try:
-        with _open_binary(image) as file:
+        with open_binary(image) as file:
             return _decode(open_image(file), preprocess, max_bytes)
     except OSError as error:
         raise image_error_from_os_error(error) from None
@@ -185,14 +168,6 @@ def _resampled_size(size: tuple[int, int], preprocess: Preprocess) -> tuple[int,
     if width_decides:
         return to_width, max(1, int(to_width * height / width))
     return max(1, int(to_height * width / height)), to_height
-
-
-def detect_format(head: bytes) -> tuple[str, str] | None:
-    """Return Pillow's names of the format and of its plugin, by the first HEAD_BYTES of a file; None if unsupported."""
-    for magic, name, plugin in _SIGNATURES:
-        if head.startswith(magic) and (name != "WEBP" or head[8:HEAD_BYTES] == b"WEBP"):
-            return name, plugin
-    return None
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
@@ -345,38 +320,6 @@ def _image_from_array(pixels: npt.NDArray[Any]) -> Image.Image:
         found = f"{pixels.dtype} {pixels.shape}"
         raise ImageError("unsupported", f"the array is {found}, expected uint8 (H, W) or (H, W, C), C = 1, 3 or 4")
     return Image.fromarray(pixels.reshape(pixels.shape[:2]) if channels == 1 else pixels)
-
-
-def _open_binary(image: str | os.PathLike[str] | bytes | IO[bytes]) -> IO[bytes]:
-    if isinstance(image, bytes):
-        return io.BytesIO(image)
-    if not isinstance(image, (str, os.PathLike)):
-        if not hasattr(image, "read"):
-            raise TypeError(f"expected one image (path, bytes, file, PIL image or array), found {type(image).__name__}")
-        return io.BytesIO(image.read())
-    # Before opening: opening a pipe waits for a writer that may never come.
-    try:
-        status = os.stat(image)  # noqa: PTH116 (creating a Path takes longer than the call)
-    except ValueError:  # the name has a zero byte or a lone surrogate
-        raise ImageError("not-found", "no file can have this name") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError("not-a-file", "a folder, not a file")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError("not-a-file", "a device, pipe or socket, not a regular file")
-    if not status.st_size:
-        # Not opened: some files in /proc block forever.
-        raise ImageError("empty", "the file has zero bytes")
-    file = io.FileIO(image)
-    if status.st_size > _READ_AT_ONCE_BYTES:
-        return io.BufferedReader(file)
-    with file:
-        return io.BytesIO(file.readall())
-
-
-def image_error_from_os_error(error: OSError) -> ImageError:
-    """Return the ImageError for a file that could not be opened or read."""
-    kind = {FileNotFoundError: "not-found", PermissionError: "no-permission"}.get(type(error), "unreadable")
-    return ImageError(kind, format_reason(error))
 
 
 def _damaged_error(name: str, error: Exception) -> ImageError:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from clf_runtime import __version__
-from clf_runtime.classifier import Classifier
-from clf_runtime.machine import usable_cores
 from clf_runtime.predictions import FORMATTERS, Failure, Prediction, Result
 from clf_runtime.sources import ImageSource, find_images, is_read_once
 
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
+    from clf_runtime.classifier import Classifier
+    from clf_runtime.remote import RemoteClassifier
     from clf_runtime.sinks.annotate import Annotations
     from clf_runtime.sinks.output import Output
 
@@ -51,6 +51,7 @@ class RunOptions(NamedTuple):
     output: Path | None
     resume: bool
     annotate: Path | None
+    server: str | None  # the address of a clf-serve that classifies; `model` and what follows from it do not matter
 
 
 class RunStatistics:
@@ -88,7 +89,7 @@ class RunStatistics:
 class Run:
     """Classifies the images of one call of `clf-run` and writes the results."""
 
-    _classifier: Classifier
+    _classifier: Classifier | RemoteClassifier
     _statistics: RunStatistics
     _annotations: Annotations | None
 
@@ -140,25 +141,22 @@ class Run:
 
     def _load(self, is_single: bool) -> None:
         options = self._options
-        cores = options.threads or usable_cores()
-        # One image uses all cores; of many, each core has its own.
-        workers = 1 if is_single else cores
-        self._classifier = Classifier.load(
-            options.model,
-            device=options.device,
-            threads=cores,
-            workers=workers,
-            max_image_bytes=options.max_image_bytes,
-        )
+        self._annotations = None
+        if options.server is not None:
+            from clf_runtime.remote import connect
+
+            self._classifier = connect(options.server, options.max_image_bytes)
+        else:
+            self._classifier = _load_model(options, is_single)
+            if options.annotate is not None:
+                from clf_runtime.sinks.annotate import Annotations
+
+                preprocess = self._classifier.spec.preprocess
+                self._annotations = Annotations(options.annotate, preprocess, options.max_image_bytes)
+                self._annotations.create_folder()
         if self._classifier.warning:
             self._callbacks.on_warning(self._classifier.warning)
         self._statistics = RunStatistics(self._classifier.provider)
-        self._annotations = None
-        if options.annotate is not None:
-            from clf_runtime.sinks.annotate import Annotations
-
-            self._annotations = Annotations(options.annotate, self._classifier.spec.preprocess, options.max_image_bytes)
-            self._annotations.create_folder()
 
     def _write_file(self, target: Path, sources: Iterator[ImageSource]) -> None:
         from clf_runtime.sinks.output import Output
@@ -208,7 +206,7 @@ class Run:
         """Return everything that the results depend on: an interrupted run is resumed only if it is the same."""
         return {
             "clf-run": __version__,
-            "model": self._classifier.file.sha256,
+            "model": self._classifier.sha256,
             "provider": self._classifier.provider,
             "--format": self._options.output_format,
             "--top": self._options.top,
@@ -216,6 +214,20 @@ class Run:
             "--max-image-bytes": self._options.max_image_bytes,
             "folder": os.fsencode(Path.cwd()).decode("utf-8", "backslashreplace"),
         }
+
+
+def _load_model(options: RunOptions, is_single: bool) -> Classifier:
+    from clf_runtime.classifier import Classifier
+    from clf_runtime.machine import usable_cores
+
+    cores = options.threads or usable_cores()
+    return Classifier.load(
+        options.model,
+        device=options.device,
+        threads=cores,
+        workers=1 if is_single else cores,  # one image uses all cores; of many, each core has its own
+        max_image_bytes=options.max_image_bytes,
+    )
 
 
 def count_images(options: RunOptions) -> int:

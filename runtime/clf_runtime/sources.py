@@ -9,17 +9,21 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from clf_runtime.errors import ImageError
-from clf_runtime.preprocess import (
+from clf_runtime.image_files import (
     HEAD_BYTES,
     MAX_IMAGE_BYTES,
     SUFFIXES,
-    ImageInput,
     detect_format,
     image_error_from_os_error,
 )
+
+if TYPE_CHECKING:
+    from clf_runtime.preprocess import ImageInput
+
+    Content: TypeAlias = ImageInput | ImageError
 
 STDIN = "-"
 LIST_PREFIX = "@"
@@ -27,8 +31,6 @@ _PATTERN_CHARACTERS = frozenset("*?[")
 
 # A list is read in pieces; one without a name in it is no list, and may be endless.
 _PIECE_BYTES = 1 << 16
-
-Content = ImageInput | ImageError
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 import traceback
 from collections.abc import Awaitable, Callable
 
-from clf_serve import classify
+from clf_serve import batch, classify, inference, page
 from clf_serve.errors import ClientLeftError, RequestError
 from clf_serve.http import BodyBudget, Receive, Request, Response, Scope, Send
 from clf_serve.metrics import CONTENT_TYPE
@@ -18,19 +20,20 @@ Endpoint = Callable[[Service, Request], Awaitable[Response]]
 # All bodies together take at most so much as this many of the largest.
 _LARGEST_BODIES = 8
 
+_TEXT = "text/plain; charset=utf-8"
+_CLIENT_LEFT = 499  # nginx's number for a request that nobody waits for any more
+
 
 async def healthz(service: Service, request: Request) -> Response:
-    """Answer whether the process works: no batch runs forever."""
-    if service.batcher.is_stalled:
-        raise RequestError(503, "stalled", "a batch does not end; restart the service")
-    return Response(200, b"ok\n", "text/plain; charset=utf-8")
+    """Answer whether the process works."""
+    service.check_health()
+    return Response(200, b"ok\n", _TEXT)
 
 
 async def readyz(service: Service, request: Request) -> Response:
     """Answer whether images are classified: the model has passed its self-test in this process."""
-    await healthz(service, request)
-    sha256 = service.live.current.classifier.file.sha256
-    return Response(200, f"ready: {sha256}\n".encode(), "text/plain; charset=utf-8")
+    service.check_health()
+    return Response(200, f"ready: {service.live.current.classifier.file.sha256}\n".encode(), _TEXT)
 
 
 async def metrics(service: Service, request: Request) -> Response:
@@ -38,17 +41,31 @@ async def metrics(service: Service, request: Request) -> Response:
     return Response(200, service.metrics.render(), CONTENT_TYPE)
 
 
-# Path → method → endpoint.
-ROUTES: dict[str, dict[str, Endpoint]] = {
-    "/healthz": {"GET": healthz},
-    "/readyz": {"GET": readyz},
-    "/metrics": {"GET": metrics},
-    "/v1/model": {"GET": classify.describe_model},
-    "/v1/classify": {"POST": classify.classify},
+# Path → method and endpoint.
+ROUTES: dict[str, tuple[str, Endpoint]] = {
+    "/": ("GET", page.index),
+    "/page.css": ("GET", page.style),
+    "/page.js": ("GET", page.script),
+    "/healthz": ("GET", healthz),
+    "/readyz": ("GET", readyz),
+    "/metrics": ("GET", metrics),
+    "/v1/model": ("GET", classify.describe_model),
+    "/v1/classify": ("POST", classify.classify),
+    "/v1/classify/batch": ("POST", batch.classify_batch),
+    "/v2": ("GET", inference.describe_server),
+    "/v2/health/live": ("GET", inference.live),
+    "/v2/health/ready": ("GET", inference.ready),
 }
+# The same for what follows a model's name and version.
+_MODEL_ROUTES: dict[str, tuple[str, Endpoint]] = {
+    "": ("GET", inference.describe_model),
+    "/ready": ("GET", inference.model_ready),
+    "/infer": ("POST", inference.infer),
+}
+_MODEL_PATH = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<action>/ready|/infer|)")
 
-# Probes have no token.
-_OPEN_PATHS = frozenset(("/healthz", "/readyz"))
+# Probes have no token, and the page asks for it.
+_OPEN_PATHS = frozenset(("/", "/page.css", "/page.js", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"))
 
 
 class Application:
@@ -66,42 +83,31 @@ class Application:
             await self._live(receive, send)
             return
         request = Request(scope, receive, self._budget)
-        route = "other"
+        route, method, endpoint = _find_route(request)
         try:
-            if request.path in ROUTES:
-                route = request.path
-            response = await self._answer(request)
+            self._check_token(request)
+            response = await _check_method(request, method, endpoint)(self._service, request)
         except ClientLeftError:
-            self._service.metrics.count_request(route, 499)
+            self._service.metrics.count_request(route, _CLIENT_LEFT)
             return
         except RequestError as error:
-            content = {"error": {"kind": error.kind, "message": str(error)}}
-            response = classify.json_response(content, error.status)
-            response = Response(response.status, response.body, headers=error.headers)
+            response = _error_response(request, error)
         except Exception:
             traceback.print_exc()
-            content = {
-                "error": {"kind": "internal", "message": "this is a bug in clf-edge; see the log of the service"}
-            }
-            response = classify.json_response(content, 500)
+            bug = RequestError(500, "internal", "this is a bug in clf-edge; see the log of the service")
+            response = _error_response(request, bug)
         finally:
             request.release()
         self._service.metrics.count_request(route, response.status)
         self._service.metrics.observe_request(request.arrival_s, request.age_s)
         await response.send(send)
 
-    async def _answer(self, request: Request) -> Response:
+    def _check_token(self, request: Request) -> None:
         tokens = self._service.tokens
-        is_open = request.path in _OPEN_PATHS
-        if tokens is not None and not is_open and not tokens.accept(request.headers.get("authorization", "")):
+        if tokens is None or request.path in _OPEN_PATHS:
+            return
+        if not tokens.accept(request.headers.get("authorization", "")):
             raise RequestError(401, "unauthorized", "no valid token; send Authorization: Bearer TOKEN")
-        methods = ROUTES.get(request.path)
-        if methods is None:
-            raise RequestError(404, "no-such-path", f"nothing is at {request.path!r}")
-        method = "GET" if request.method == "HEAD" else request.method
-        if method not in methods:
-            raise RequestError(405, "method-not-allowed", f"{request.method} is not allowed, expected {min(methods)}")
-        return await methods[method](self._service, request)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -112,3 +118,29 @@ class Application:
         with contextlib.suppress(asyncio.CancelledError):
             await watch
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _find_route(request: Request) -> tuple[str, str, Endpoint | None]:
+    """Return the route for the metrics, the method, and the endpoint; None if there is nothing at the path."""
+    if request.path in ROUTES:
+        return request.path, *ROUTES[request.path]
+    match = _MODEL_PATH.fullmatch(request.path)
+    if match is None:
+        return "other", "", None
+    request.parts = match.groupdict()
+    return f"/v2/models/NAME{match['action']}", *_MODEL_ROUTES[match["action"]]
+
+
+def _check_method(request: Request, method: str, endpoint: Endpoint | None) -> Endpoint:
+    if endpoint is None:
+        raise RequestError(404, "no-such-path", f"nothing is at {request.path!r}")
+    if method != ("GET" if request.method == "HEAD" else request.method):
+        raise RequestError(405, "method-not-allowed", f"{request.method} is not allowed, expected {method}")
+    return endpoint
+
+
+def _error_response(request: Request, error: RequestError) -> Response:
+    # In the Open Inference Protocol an error is a text.
+    is_inference = request.path.startswith("/v2")
+    content = str(error) if is_inference else {"kind": error.kind, "message": str(error)}
+    return Response(error.status, json.dumps({"error": content}).encode() + b"\n", headers=error.headers)

@@ -11,7 +11,7 @@ from clf_runtime.errors import ImageError
 from clf_runtime.predictions import Failure, Prediction
 from clf_serve.batching import Output
 from clf_serve.errors import bad_request, request_error_from_image
-from clf_serve.http import Request, Response
+from clf_serve.http import Request, Response, parse_size
 from clf_serve.service import Service
 
 
@@ -35,16 +35,16 @@ def parse_ranking(request: Request) -> Ranking:
     query = request.query
     if unknown := query.keys() - {"top", "threshold"}:
         raise bad_request(f"unknown parameter {min(unknown)!r}, expected top or threshold")
-    top, threshold = query.get("top", "1"), query.get("threshold", "0")
-    if not (top.isascii() and top.isdecimal() and 0 < len(top) < 10 and int(top)):
-        raise bad_request(f"top is {top!r}, expected a whole number of at least 1")
+    threshold, top = query.get("threshold", "0"), parse_size(query.get("top", "1"))
+    if not top:
+        raise bad_request(f"top is {query['top']!r}, expected a whole number of at least 1")
     try:
         value = float(threshold)
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
         raise bad_request(f"threshold is {threshold!r}, expected a number from 0 to 1")
-    return Ranking(int(top), value)
+    return Ranking(top, value)
 
 
 async def classify(service: Service, request: Request) -> Response:

@@ -19,6 +19,8 @@ Headers = tuple[tuple[bytes, bytes], ...]
 # Of a body that is too large, so much is read and discarded: a client that is still writing may not read the answer.
 _DISCARDED_BYTES = 64_000_000
 
+_MOST_DIGITS = 18
+
 
 @dataclass(frozen=True)
 class Response:
@@ -70,6 +72,7 @@ class Request:
         method: For example `"POST"`.
         path: The path, decoded, without the query.
         headers: Name in lower case → value.
+        parts: Name → value of the variable parts of the path.
         arrival_s: Seconds until the body was complete; None if it was not read.
     """
 
@@ -80,6 +83,7 @@ class Request:
         self.headers: Mapping[str, str] = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        self.parts: Mapping[str, str | None] = {}
         self._query: bytes = scope["query_string"]
         self._receive = receive
         self._budget = budget
@@ -108,8 +112,8 @@ class Request:
         """
         if self.headers.get("content-encoding", "identity") != "identity":
             raise RequestError(415, "unsupported", "a compressed body (Content-Encoding); send it uncompressed")
-        declared = self.headers.get("content-length", "0")
-        if not declared.isdecimal() or int(declared) > limit_bytes:
+        declared = parse_size(self.headers.get("content-length", "0"))
+        if declared is None or declared > limit_bytes:
             await self._discard()
             raise _too_large(limit_bytes)
         pieces: list[bytes] = []
@@ -148,6 +152,11 @@ class Request:
         if message["type"] == "http.disconnect":
             raise ClientLeftError
         return message.get("body", b""), not message.get("more_body", False)
+
+
+def parse_size(text: str) -> int | None:
+    """Return a number of bytes or images in decimal digits; None if the text is something else, or far too large."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def _too_large(limit_bytes: int) -> RequestError:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clf_serve.batching import Batcher
+from clf_serve.errors import RequestError
 from clf_serve.live_model import LiveModel
 from clf_serve.metrics import Metrics
 from clf_serve.options import ServeOptions
@@ -26,6 +27,11 @@ class Service:
     metrics: Metrics
     connections: Connections
     tokens: Tokens | None
+
+    def check_health(self) -> None:
+        """Raise RequestError if the process does not work any more: a batch does not end."""
+        if self.batcher.is_stalled:
+            raise RequestError(503, "stalled", "a batch does not end; restart the service")
 
     async def watch_deadlines(self, on_check: Callable[[], None]) -> None:
         """Close slow connections and answer images that wait for too long, until cancelled."""

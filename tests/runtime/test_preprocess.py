@@ -17,14 +17,8 @@ from clf_runtime import tiff
 from clf_runtime.budget import decoding_bytes
 from clf_runtime.classifier import Classifier
 from clf_runtime.errors import IMAGE_ERROR_KINDS, ImageError
-from clf_runtime.preprocess import (
-    MAX_IMAGE_BYTES,
-    MAX_PIXELS,
-    has_several_scans,
-    image_error_from_os_error,
-    open_image,
-    pixels_from_image,
-)
+from clf_runtime.image_files import MAX_IMAGE_BYTES, image_error_from_os_error
+from clf_runtime.preprocess import MAX_PIXELS, has_several_scans, open_image, pixels_from_image
 from clf_runtime.spec import Preprocess
 
 RGB = Preprocess("RGB", 24, 32, "squash", 1.0, "bilinear", (255, 255, 255))

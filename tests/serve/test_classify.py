@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from serving import RunningService, serving
+from serving import serving
 
 from clf_runtime import Classifier
-
-
-@pytest.fixture(scope="module")
-def service(model):
-    with serving(model) as running:
-        yield running
 
 
 def test_the_answer_is_the_record_that_clf_run_prints(service, command, home, samples):

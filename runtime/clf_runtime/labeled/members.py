@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from clf_runtime.errors import ImageError
-from clf_runtime.preprocess import image_error_from_os_error
+from clf_runtime.image_files import image_error_from_os_error
 
 # The largest image that preprocessing accepts has 256 MiB of pixels; a file of twice that is no image of ours.
 MAX_MEMBER_BYTES = 512 << 20

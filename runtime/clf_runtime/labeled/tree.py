@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from clf_runtime.preprocess import SUFFIXES
+from clf_runtime.image_files import SUFFIXES
 from clf_runtime.sources import is_folder
 
 

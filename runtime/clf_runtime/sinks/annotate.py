@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clf_runtime import files
 from clf_runtime.errors import ImageError, MachineError, UsageError
+from clf_runtime.image_files import MAX_IMAGE_BYTES
 from clf_runtime.predictions import Failure, Prediction, Result
-from clf_runtime.preprocess import MAX_IMAGE_BYTES, decode_image
+from clf_runtime.preprocess import decode_image
 from clf_runtime.sources import STDIN, ImageSource
 from clf_runtime.spec import Preprocess
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from clf_runtime import files, system
 from clf_runtime.errors import DataError, MachineError, UsageError
-from clf_runtime.preprocess import SUFFIXES
+from clf_runtime.image_files import SUFFIXES
 from clf_runtime.sinks.journal import Checkpoint, Journal, ResumePoint
 
 if TYPE_CHECKING:

@@ -26,10 +26,11 @@ from typing import TypeVar
 import numpy as np
 
 from clf_runtime.errors import ImageError, MachineError
+from clf_runtime.image_files import image_error_from_os_error
 from clf_runtime.labeled.images import ImageFile
 from clf_runtime.labeled.members import Member
 from clf_runtime.machine import usable_cores
-from clf_runtime.preprocess import UInt8Array, image_error_from_os_error, open_image, pixels_from_image
+from clf_runtime.preprocess import UInt8Array, open_image, pixels_from_image
 from clf_runtime.spec import Preprocess
 from clf_train import torchrun
 from clf_train.allocator import keep_freed_memory

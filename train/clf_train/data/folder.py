@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from clf_runtime.errors import DataError, ImageError
+from clf_runtime.image_files import FORMATS
 from clf_runtime.labeled import Columns, ImageFile, LabeledImages, Split, find_labeled_images
 from clf_runtime.labeled.members import Member
-from clf_runtime.preprocess import FORMATS, pixels_from_image
+from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.spec import Color, Preprocess
 from clf_train.data.dataset import Dataset, FileImageSet, ImageRoot, split_off, split_validation
 

@@ -44,7 +44,8 @@ _SCRIPT = """
 local bodies, next_body, mean_ms = {}, 0, tonumber(os.getenv("MEAN_DELAY_MS"))
 for name in io.lines(os.getenv("BODIES")) do
   local file = io.open(name, "rb")
-  bodies[#bodies + 1] = wrk.format("POST", os.getenv("TARGET"), {["Content-Type"] = os.getenv("CONTENT_TYPE")}, file:read("*a"))
+  local headers = {["Content-Type"] = os.getenv("CONTENT_TYPE")}
+  bodies[#bodies + 1] = wrk.format("POST", os.getenv("TARGET"), headers, file:read("*a"))
   file:close()
 end
 function request()
@@ -56,9 +57,9 @@ if mean_ms > 0 then
 end
 function done(summary, latency)
   local e = summary.errors
-  io.write(string.format('\\n{"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "errors": %d}\\n', summary.requests,
-    summary.duration / 1e6, latency:percentile(50) / 1e3, latency:percentile(99) / 1e3,
-    e.connect + e.read + e.write + e.status + e.timeout))
+  local form = '\\n{"requests": %d, "seconds": %f, "p50_ms": %f, "p99_ms": %f, "errors": %d}\\n'
+  io.write(string.format(form, summary.requests, summary.duration / 1e6, latency:percentile(50) / 1e3,
+    latency:percentile(99) / 1e3, e.connect + e.read + e.write + e.status + e.timeout))
 end
 """
 
@@ -174,7 +175,7 @@ def _descendants(process: int) -> list[int]:
 
 
 def measure(load: Workload, services: Sequence[Service], seconds: float, rounds: int) -> list[dict[str, object]]:
-    """Measure limit, one service, limit, the next one, …, and return a row for each service and number of connections."""
+    """Measure limit, a service, limit, the next one, …; return a row for each service and number of connections."""
     classifier = load_classifier(load.model)
     limits = [measure_limit(classifier, load.images)]
     rows: dict[tuple[str, int], list[dict[str, float]]] = {}

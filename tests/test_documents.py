@@ -19,6 +19,7 @@ from clf_runtime.bench.cli import command as bench_command
 from clf_runtime.cli import command as run_command
 from clf_runtime.errors import IMAGE_ERROR_KINDS
 from clf_runtime.evaluation.cli import command as eval_command
+from clf_serve.cli import command as serve_command
 from clf_train.cli import command as train_command
 from clf_train.cli_import import command as import_command
 
@@ -27,7 +28,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = [path for folder in (ROOT, ROOT / "docs") for path in sorted(folder.glob("*.md")) if path.stem != "CHANGELOG"]
 COMMANDS = {
     command.name: command
-    for command in (train_command, import_command, export_command, run_command, eval_command, bench_command)
+    for command in (
+        train_command,
+        import_command,
+        export_command,
+        run_command,
+        eval_command,
+        bench_command,
+        serve_command,
+    )
 }
 
 
@@ -39,8 +48,8 @@ def mentions(text: str) -> list[tuple[str, set[str]]]:
     """Return every command line in a text: the command, and its options up to the next command or the line's end."""
     found = []
     for line in text.splitlines():
-        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|eval|bench)\b(?! -m))", line):
-            name = re.match(r"(clf-(?:train|import|export|run|eval|bench))\b", segment)
+        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|eval|bench|serve)\b(?! -m))", line):
+            name = re.match(r"(clf-(?:train|import|export|run|eval|bench|serve))\b", segment)
             if name:
                 code = re.split(r"[|;`&]| && ", segment)[0]
                 found.append((name.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))
@@ -125,7 +134,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
 def test_every_file_in_the_architecture_exists():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     table = text.partition("## What lives where")[2].partition("## Decisions")[0]
-    packages = {"clf_runtime": "runtime", "clf_train": "train", "clf_export": "export"}
+    packages = {"clf_runtime": "runtime", "clf_serve": "runtime", "clf_train": "train", "clf_export": "export"}
     for row in filter(lambda line: line.startswith("|"), table.splitlines()):
         folder = None
         for name in re.findall(r"`([\w/]+\.(?:py|html\.j2))`", row):

@@ -49,6 +49,9 @@ _EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "watchdog": "watch",
+    "uvicorn": "serve",
+    "httptools": "serve",
+    "prometheus_client": "serve",
 }
 
 # Errors of the machine, not of the input: the same call can succeed elsewhere, or after a clean-up.

@@ -7,7 +7,20 @@ import sys
 
 import pytest
 
-HEAVY = ("numpy", "PIL", "onnxruntime", "torch", "torchvision", "onnx", "sklearn", "jinja2", "tqdm", "matplotlib")
+HEAVY = (
+    "numpy",
+    "PIL",
+    "onnxruntime",
+    "torch",
+    "torchvision",
+    "onnx",
+    "sklearn",
+    "jinja2",
+    "tqdm",
+    "matplotlib",
+    "uvicorn",
+    "prometheus_client",
+)
 NEVER_ON_A_DEVICE = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "jinja2", "tqdm", "scipy", "clf_train")
 
 
@@ -22,7 +35,7 @@ def modules_after(code: str) -> set[str]:
     "module",
     [
         *("clf_runtime.cli", "clf_runtime.evaluation.cli", "clf_runtime.bench.cli"),
-        *("clf_train.cli", "clf_train.cli_import", "clf_export.cli"),
+        *("clf_serve.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--help", "--version"])
@@ -49,6 +62,18 @@ def test_classifying_an_image_needs_neither_torch_nor_onnx(model, samples):
     )
     assert {"numpy", "PIL", "onnxruntime"} <= loaded
     assert not loaded & set(NEVER_ON_A_DEVICE)
+
+
+def test_serving_needs_neither_torch_nor_a_template_engine():
+    loaded = modules_after("from clf_serve import server")
+    assert {"numpy", "PIL", "onnxruntime", "uvicorn", "prometheus_client"} <= loaded
+    assert not loaded & set(NEVER_ON_A_DEVICE)
+
+
+def test_classifying_an_image_imports_nothing_that_opens_connections(model, samples):
+    code = f"import sys; sys.argv = ['clf-run', {str(samples[0])!r}, '-m', {str(model)!r}]\n"
+    loaded = modules_after(f"{code}from clf_runtime.cli import command\ncommand.main(standalone_mode=False)")
+    assert not loaded & {"http", "ssl", "socket", "asyncio", "uvicorn"}
 
 
 def test_evaluating_needs_neither_torch_nor_a_template_engine():

@@ -18,6 +18,7 @@ import http.client
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -115,16 +116,22 @@ def with_self_test(model: Path, image: str, folder: Path) -> Path:
 def running(service: Service) -> Iterator[tuple[int, float]]:
     """Start a service; yield its process id and the seconds from exec until it was ready."""
     started = time.perf_counter()
-    process = subprocess.Popen(service.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        while not _is_ready(service.ready):
-            if process.poll() is not None or time.perf_counter() - started > 60:
-                raise RuntimeError(f"{service.command}: {process.stderr.read().decode() if process.stderr else ''}")
-            time.sleep(0.005)
-        yield process.pid, time.perf_counter() - started
-    finally:
-        process.terminate()
-        process.communicate()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(service.command, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True)
+        try:
+            while not _is_ready(service.ready):
+                if process.poll() is not None or time.perf_counter() - started > 60:
+                    log.seek(0)
+                    raise RuntimeError(f"{service.command}: {log.read().decode()}")
+                time.sleep(0.005)
+            yield process.pid, time.perf_counter() - started
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves processes behind
+            process.wait()
 
 
 def _is_ready(path: str) -> bool:
@@ -152,6 +159,7 @@ def run_wrk(
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"{service.name}, {connections} connections: {result}", file=sys.stderr)
     return result | {"per_second": result["requests"] / result["seconds"]}
 
 

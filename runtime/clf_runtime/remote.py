@@ -6,6 +6,7 @@ numpy nor onnxruntime, so an answer takes a third of the time of a cold start.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -136,14 +137,15 @@ class Connection:
 
     def request(self, method: str, path: str, body: bytes) -> Answer:
         """Send a request, again while the service is overloaded. Raises MachineError, UsageError."""
-        for attempt in range(_ATTEMPTS):
+        attempts = _ATTEMPTS
+        while True:
             answer, retry_after_s = self._try(method, path, body)
+            attempts -= 1
             if answer.status == 401:
                 raise UsageError(f"{self.server}: it wants a token; put a valid one into {_TOKEN_VARIABLE}")
-            if retry_after_s is None or attempt == _ATTEMPTS - 1:
-                break
+            if retry_after_s is None or not attempts:
+                return answer
             time.sleep(retry_after_s)
-        return answer
 
     def close(self) -> None:
         """Close it."""
@@ -163,12 +165,11 @@ class Connection:
             raise MachineError(f"{self.server}: {reason}; is clf-serve running there?") from None
 
     def _exchange(self, method: str, path: str, body: bytes) -> tuple[Answer, float | None]:
-        try:
+        if self._connection.sock is None:
+            self._connection.connect()
+        # The service may have refused a large body before its end; the answer says why.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._connection.request(method, path, body or None, self._headers)
-        except (BrokenPipeError, ConnectionResetError):
-            # It may have refused a large body before its end; the answer says why.
-            if self._connection.sock is None:
-                raise
         response = self._connection.getresponse()
         received = response.read()
         try:

@@ -81,8 +81,10 @@ class Application:
         """Answer a request, or run beside all of them from the first to the last one (ASGI's lifespan)."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
-            return
-        request = Request(scope, receive, self._budget)
+        else:
+            await self._respond(Request(scope, receive, self._budget), send)
+
+    async def _respond(self, request: Request, send: Send) -> None:
         route, method, endpoint = _find_route(request)
         try:
             self._check_token(request)

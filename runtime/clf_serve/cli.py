@@ -13,7 +13,6 @@ import click
 from clf_runtime import __version__
 from clf_runtime.artifacts import ONNX
 from clf_runtime.command import ARTIFACTS_OPTION, execute, say
-from clf_runtime.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from clf_serve.options import ServeOptions
@@ -132,7 +131,7 @@ def command(
     max_body_bytes: int,
     max_image_bytes: int,
     max_connections: int,
-) -> int:
+) -> None:
     """Serve an exported model over HTTP: images in, predictions out.
 
     Listens on 127.0.0.1 unless told otherwise. The page for people is at /.
@@ -151,7 +150,7 @@ def command(
         raise click.UsageError("--timeout must be longer than 0s.")
     file = path(model) or Path(artifacts) / ONNX
     threads = threads or usable_cores()
-    return _serve(
+    _serve(
         ServeOptions(
             address=Address(host, port, path(unix), path(tls_cert), path(tls_key)),
             model=ModelOptions(file, name or file.stem, device, threads, max_image_bytes),
@@ -167,10 +166,9 @@ def main() -> NoReturn:
     execute(command, exit_immediately=True)
 
 
-def _serve(options: ServeOptions) -> int:
+def _serve(options: ServeOptions) -> None:
     from clf_runtime.session import silence_log
     from clf_serve.server import serve
 
     silence_log()
     serve(options, lambda line: say(f"clf-serve: {line}"))
-    return EXIT_OK

@@ -141,6 +141,8 @@ class Request:
         self._held_bytes = 0
 
     async def _discard(self, is_last: bool = False) -> None:
+        if "expect" in self.headers:
+            return  # the client waits for our answer before it sends the body
         discarded = 0
         while not is_last and discarded < _DISCARDED_BYTES:
             piece, is_last = await self._read_piece()

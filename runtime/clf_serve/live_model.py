@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.diagnostics.selftest import SelfTestResult, run_self_test
-from clf_runtime.errors import ClfError, InvalidModelError, format_os_error
+from clf_runtime.errors import InvalidModelError, format_os_error
 from clf_runtime.onnx_file import identify
 from clf_serve.metrics import Metrics
 from clf_serve.options import ModelOptions
@@ -115,9 +115,9 @@ class LiveModel:
         old = self.current.classifier.file.sha256
         try:
             model = load_model(self._options, self._workers)
-        except (ClfError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever is wrong with the new model, the old one goes on
             self._refused = identity
-            reason = format_os_error(error) if isinstance(error, OSError) else str(error) or "out of memory"
+            reason = format_os_error(error) if isinstance(error, OSError) else str(error) or repr(error)
             self._log(f"refused the new model, {old[:12]} goes on: {reason}")
             self._metrics.count_reload("refused")
         else:

@@ -8,6 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, cast
 
 import uvicorn
@@ -34,6 +35,11 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_listening()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            raise KeyboardInterrupt("requests in progress got no answer")
+        super().handle_exit(sig, frame)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         notify("STOPPING=1")
         await super().shutdown(sockets)
@@ -46,6 +52,7 @@ def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
         InvalidModelError: The model cannot be loaded, or it fails its self-test.
         MachineError: The device or the address cannot be used.
         UsageError: An option has a value that cannot be used.
+        KeyboardInterrupt: A second Ctrl-C came before all answers.
         OSError: A file cannot be read.
     """
     _allow_open_files(options.limits)
@@ -55,12 +62,8 @@ def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
         config = _config(service, options.address)
         gc.collect()
         gc.freeze()  # what is loaded now stays; collecting garbage need not look at it
-        server = _Server(config, lambda: _announce(service, bound, log))
-        with _deferred_signals(service):
-            server.run([bound])
-        service.batcher.close()
-        service.live.close()
-        log("stopped; all accepted requests were answered")
+        with _Lifetime(service, log):
+            _Server(config, lambda: _announce(service, bound, log)).run([bound])
     finally:
         bound.close()
         listening.remove(options.address)
@@ -111,11 +114,15 @@ def _config(service: Service, address: Address) -> uvicorn.Config:
     return config
 
 
-class _deferred_signals:
-    """Within the block, signals that the server has answered by its end raise nothing, and SIGHUP reloads the model."""
+class _Lifetime:
+    """A context: within it, SIGHUP reloads the model, and signals that the server obeys by ending raise nothing more.
 
-    def __init__(self, service: Service) -> None:
+    Its end is that of the service, unless an exception ended it.
+    """
+
+    def __init__(self, service: Service, log: Callable[[str], None]) -> None:
         self._service = service
+        self._log = log
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -124,9 +131,13 @@ class _deferred_signals:
         if hasattr(signal, "SIGHUP"):
             self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._service.live.request_reload())
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if kind is None:
+            self._service.batcher.close()
+            self._service.live.close()
+            self._log("stopped; all accepted requests were answered")
 
 
 def _allow_open_files(limits: RequestLimits) -> None:

@@ -73,7 +73,7 @@ def test_serving_needs_neither_torch_nor_a_template_engine():
 def test_classifying_an_image_imports_nothing_that_opens_connections(model, samples):
     code = f"import sys; sys.argv = ['clf-run', {str(samples[0])!r}, '-m', {str(model)!r}]\n"
     loaded = modules_after(f"{code}from clf_runtime.cli import command\ncommand.main(standalone_mode=False)")
-    assert not loaded & {"http", "ssl", "socket", "asyncio", "uvicorn"}
+    assert not (loaded - modules_after("pass")) & {"http", "ssl", "socket", "asyncio", "uvicorn"}
 
 
 def test_evaluating_needs_neither_torch_nor_a_template_engine():

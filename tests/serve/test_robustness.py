@@ -10,6 +10,7 @@ import socket
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 
 import pytest
 from serving import RunningService, read_to_end, serving
@@ -144,6 +145,33 @@ def test_accepted_requests_are_answered_before_the_end(model, samples, tmp_path,
         assert running.stop(number) == 0
         assert waiting.result().status == 200
     assert running.lines[-1] == "clf-serve: stopped; all accepted requests were answered\n"
+
+
+def test_a_second_interrupt_ends_the_service_at_once(model, samples):
+    options = ("--workers", 1, "--max-wait", "1min", "--timeout", "1min")
+    with serving(model, *options) as running, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(running.request, "/v1/classify", samples[0].read_bytes())
+        running.wait_until(lambda: running.metric("clf_queue_images") == 1)
+        running.process.send_signal(signal.SIGINT)
+        running.wait_until(lambda: cannot_connect(running))
+        assert running.stop(signal.SIGINT) == 130
+        with contextlib.suppress(ConnectionError, HTTPException):
+            assert waiting.result().status == 500
+    assert running.lines[-1] == "clf-serve: interrupted; requests in progress got no answer\n"
+
+
+def cannot_connect(running: RunningService) -> bool:
+    try:
+        running.connect().close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_a_large_body_is_refused_before_it_is_sent_if_the_client_asks(service):
+    with service.connect() as connection:
+        connection.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 99000000\r\n\r\n")
+        assert read_to_end(connection).startswith(b"HTTP/1.1 413 ")
 
 
 def test_systemd_is_told_that_it_is_ready_alive_and_stopping(model, tmp_path):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from clf_runtime.errors import UsageError, format_reason
 from clf_serve import listening
 from clf_serve.app import Application
 from clf_serve.notify import notify
-from clf_serve.options import Address, RequestLimits, ServeOptions
+from clf_serve.options import RequestLimits, ServeOptions
 from clf_serve.service import Service, create_service
 
 _KEEP_ALIVE_S = 60
@@ -25,24 +26,43 @@ _FILES_BESIDE_CONNECTIONS = 64
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it listens."""
+    """uvicorn's server: says when it listens, reloads the model on SIGHUP, and ends the service when it ends."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_listening = on_listening
+    def __init__(self, service: Service, bound: socket.socket, log: Callable[[str], None]) -> None:
+        super().__init__(_config(service))
+        self._service = service
+        self._bound = bound
+        self._log = log
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_listening()
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle signals as uvicorn does, but do not raise them again at the end: they were obeyed."""
+        handlers: dict[str, Any] = {"SIGINT": self.handle_exit, "SIGTERM": self.handle_exit, "SIGHUP": self._reload}
+        numbers = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
+        previous = {number: signal.signal(number, handler) for number, handler in numbers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
             raise KeyboardInterrupt("requests in progress got no answer")
         super().handle_exit(sig, frame)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        _announce(self._service, self._bound, self._log)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         notify("STOPPING=1")
         await super().shutdown(sockets)
+        self._service.close()
+        self._log("stopped; all accepted requests were answered")
+
+    def _reload(self, sig: int, frame: FrameType | None) -> None:
+        self._service.live.request_reload()
 
 
 def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
@@ -59,11 +79,10 @@ def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
     bound = listening.bind(options.address)
     try:
         service = create_service(options, log)
-        config = _config(service, options.address)
+        server = _Server(service, bound, log)
         gc.collect()
         gc.freeze()  # what is loaded now stays; collecting garbage need not look at it
-        with _Lifetime(service, log):
-            _Server(config, lambda: _announce(service, bound, log)).run([bound])
+        server.run([bound])
     finally:
         bound.close()
         listening.remove(options.address)
@@ -83,12 +102,12 @@ def _announce(service: Service, bound: socket.socket, log: Callable[[str], None]
     notify("READY=1")
 
 
-def _config(service: Service, address: Address) -> uvicorn.Config:
+def _config(service: Service) -> uvicorn.Config:
     def keep_alive() -> None:
         if not service.batcher.is_stalled:
             notify("WATCHDOG=1")
 
-    limits = service.options.limits
+    address, limits = service.options.address, service.options.limits
     config = uvicorn.Config(
         cast(Any, Application(service, keep_alive)),
         http=cast(Any, service.connections.protocol()),
@@ -99,7 +118,7 @@ def _config(service: Service, address: Address) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=min(_KEEP_ALIVE_S, math.ceil(limits.timeout_s)),
         timeout_graceful_shutdown=math.ceil(limits.timeout_s),
         ssl_certfile=address.tls_cert,
         ssl_keyfile=address.tls_key,
@@ -114,40 +133,13 @@ def _config(service: Service, address: Address) -> uvicorn.Config:
     return config
 
 
-class _Lifetime:
-    """A context: within it, SIGHUP reloads the model, and signals that the server obeys by ending raise nothing more.
-
-    Its end is that of the service, unless an exception ended it.
-    """
-
-    def __init__(self, service: Service, log: Callable[[str], None]) -> None:
-        self._service = service
-        self._log = log
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, lambda *_: None)
-        if hasattr(signal, "SIGHUP"):
-            self._previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: self._service.live.request_reload())
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if kind is None:
-            self._service.batcher.close()
-            self._service.live.close()
-            self._log("stopped; all accepted requests were answered")
-
-
 def _allow_open_files(limits: RequestLimits) -> None:
     """Raise the limit of open files to what the connections need, as far as this process may."""
-    try:
+    with contextlib.suppress(ImportError):  # Windows has no such limit
         import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = limits.connections + _FILES_BESIDE_CONNECTIONS
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = limits.connections + _FILES_BESIDE_CONNECTIONS
+        if soft != resource.RLIM_INFINITY and soft < needed:
+            allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

@@ -33,6 +33,11 @@ class Service:
         if self.batcher.is_stalled:
             raise RequestError(503, "stalled", "a batch does not end; restart the service")
 
+    def close(self) -> None:
+        """End the threads; call it when no request is left."""
+        self.batcher.close()
+        self.live.close()
+
     async def watch_deadlines(self, on_check: Callable[[], None]) -> None:
         """Close slow connections and answer images that wait for too long, until cancelled."""
         while True:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import uvicorn.server
 
 from clf_runtime.errors import ImageError, MachineError
-from clf_serve import batching, http, inference
+from clf_serve import batching, http, inference, server
 from clf_serve.app import Application
 from clf_serve.batching import Output
 from clf_serve.cli import Duration
@@ -42,8 +45,7 @@ def parts(model):
     """A service without a socket."""
     service = create_service(options(model), lambda line: None)
     yield service
-    service.batcher.close()
-    service.live.close()
+    service.close()
 
 
 def request(path: str = "/", messages: list[dict[str, object]] | None = None, **headers: str) -> Request:
@@ -193,6 +195,50 @@ def test_an_outcome_for_a_request_that_has_expired_is_dropped():
         return await job.future
 
     assert str(asyncio.run(resolve())) == "first"
+
+
+def test_the_limit_of_open_files_is_raised_to_what_the_connections_need():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        for limit, connections, allowed in ((200, 400, 464), (500, 400, 500)):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            server._allow_open_files(RequestLimits(1, 1, connections))
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_warning_of_the_model_is_printed_and_a_stalled_service_stops_its_watchdog(parts, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(parts.live.current.classifier, "_warning", "--device auto uses the CPU")
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        server._announce(parts, bound, lines.append)
+    assert lines[0] == "--device auto uses the CPU"
+    sent: list[str] = []
+    monkeypatch.setattr(server, "notify", sent.append)
+    on_check = server._config(parts).app._on_check
+    on_check()
+    monkeypatch.setattr(parts.batcher, "_running", {1: -1000.0})
+    on_check()
+    assert sent == ["WATCHDOG=1"]
+
+
+def test_a_slow_request_behind_an_answer_in_progress_does_not_get_its_error_into_that_answer(parts):
+    async def refuse(is_started: bool) -> bytes:
+        near, far = socket.socketpair()
+        with near, far:
+            config, state = server._config(parts), uvicorn.server.ServerState()
+            protocol = parts.connections.protocol()(config=config, server_state=state, app_state={})
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, near)
+            protocol.cycle = SimpleNamespace(response_complete=False, response_started=is_started, more_body=True)
+            protocol.cycle.message_event = asyncio.Event()
+            protocol.close_if_slow(time.monotonic() + 1)
+            transport.close()
+            await asyncio.sleep(0)
+            return far.recv(100)
+
+    assert asyncio.run(refuse(False)).startswith(b"HTTP/1.1 408 ")
+    assert asyncio.run(refuse(True)) == b""
 
 
 def test_a_time_has_a_unit():

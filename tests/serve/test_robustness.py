@@ -105,6 +105,7 @@ def test_malformed_requests_get_an_error_or_no_answer_and_do_no_harm(model, samp
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 100_000, {b"431"}),
         (b"\r\n" * 100_000, {b"431", b"400"}),
         (b"SSH-2.0-OpenSSH\r\n", {b"400"}),
+        (b"SSH-2.0-OpenSSH\r\n" + bytes(200_000), {b"400"}),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", {b"400"}),
     ],
 )
@@ -127,6 +128,13 @@ def test_clients_that_leave_before_their_answer_or_within_their_body_do_no_harm(
     service.wait_until(lambda: service.metric("clf_connections") <= 1)
     assert service.metric('clf_requests_total{endpoint="/v1/classify",status="499"}') >= 1
     assert is_well(service, image)
+
+
+def test_idle_connections_are_closed(model):
+    with serving(model, "--timeout", "1s") as running, running.connect() as used, running.connect() as unused:
+        used.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_to_end(used).endswith(b"ok\n")
+        assert read_to_end(unused).startswith(b"HTTP/1.1 408 ")
 
 
 def test_connections_over_the_limit_are_answered_with_503(model):

@@ -159,9 +159,9 @@ class Batcher:
             while not self._queue and not self._is_closing:
                 self._changed.wait()
                 self._wait_for_more()  # meanwhile another thread may take all of them
-            # Shared among the threads that wait: two images are decoded by two cores, not by one.
-            count = min(self._options.size, -(-len(self._queue) // self._idle))
             self._idle -= 1
+            # No more than its share, also while the others work: they are back soon, and nobody waits for a long batch.
+            count = min(self._options.size, -(-len(self._queue) // self._options.workers))
             return [self._queue.popleft() for _ in range(count)]
 
     def _wait_for_more(self) -> None:

@@ -45,7 +45,7 @@ class RunningService:
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
     port: int = 0
-    is_finished: threading.Event = field(default_factory=threading.Event)
+    _reader: threading.Thread | None = None
 
     def read_until_ready(self) -> None:
         assert self.process.stderr is not None
@@ -54,14 +54,14 @@ class RunningService:
             found = re.search(r"https?://[^ ]+:(\d+) serves", line)
             self.port = int(found[1]) if found else self.port
             if "self-test passed" in line:
-                threading.Thread(target=self._read_rest, daemon=True).start()
+                self._reader = threading.Thread(target=self._read_rest)
+                self._reader.start()
                 return
         raise AssertionError("".join(self.lines))
 
     def _read_rest(self) -> None:
         assert self.process.stderr is not None
         self.lines.extend(self.process.stderr)
-        self.is_finished.set()
 
     def request(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> Answer:
         """Send one request over a connection of its own. In the names of headers, `_` stands for `-`."""
@@ -98,7 +98,8 @@ class RunningService:
         """End the process, and return its exit code."""
         self.process.send_signal(number)
         code = self.process.wait(60)
-        self.is_finished.wait(60)
+        if self._reader is not None:
+            self._reader.join()
         return code
 
 

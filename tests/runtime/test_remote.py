@@ -123,7 +123,7 @@ MODEL = b'HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n{"sha256": "x","provider"
 @pytest.fixture
 def answering(tmp_path) -> Iterator[Callable[..., str]]:
     """A function that starts a server with these answers, one per request, and returns its address."""
-    listeners = []
+    listeners, threads = [], []
 
     def start(*answers: bytes) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -138,12 +138,16 @@ def answering(tmp_path) -> Iterator[Callable[..., str]]:
                 if listener.fileno() < 0:
                     return
 
-        threading.Thread(target=answer, daemon=True).start()
+        threads.append(threading.Thread(target=answer))
+        threads[-1].start()
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     yield start
-    for listener in listeners:
+    for listener, thread in zip(listeners, threads, strict=True):
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # ends its accept()
         listener.close()
+        thread.join()
 
 
 def reply(status: str, body: bytes, headers: str = "") -> bytes:

@@ -16,7 +16,8 @@ from clf_runtime import Classifier
 
 def test_the_answer_is_the_record_that_clf_run_prints(service, command, home, samples):
     arguments = [f"artifacts/samples/{path.name}" for path in samples]
-    printed = command("clf-run", *arguments, "--top", 3, "--threshold", 0.9, "--format", "jsonl", cwd=home).out
+    options = ("--top", 3, "--threshold", 0.9, "--format", "jsonl", "--batch-size", 1)
+    printed = command("clf-run", *arguments, *options, cwd=home).out
     for path, line in zip(samples, printed.splitlines(), strict=True):
         answer = service.request("/v1/classify?top=3&threshold=0.9", path.read_bytes())
         assert (answer.status, answer.headers["content-type"]) == (200, "application/json")

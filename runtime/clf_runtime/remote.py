@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode, urlsplit
@@ -44,14 +44,19 @@ def connect(server: str, max_image_bytes: int) -> RemoteClassifier:
     """
     connection = Connection(server, _opener(server))
     try:
-        answer = connection.request("GET", "/v1/model", b"")
-        model = answer.content
-        if answer.status != 200 or not isinstance(model, dict) or not {"sha256", "provider"} <= model.keys():
-            raise MachineError(f"{server}: it answers like something else than clf-serve (status {answer.status})")
+        return RemoteClassifier(connection, _describe_model(connection), max_image_bytes)
     except ClfError:
         connection.close()
         raise
-    return RemoteClassifier(connection, str(model["sha256"]), str(model["provider"]), max_image_bytes)
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What a service says of its model."""
+
+    sha256: str
+    provider: str
+    indexes: Mapping[str, int]  # label → its position
 
 
 class RemoteClassifier:
@@ -65,10 +70,11 @@ class RemoteClassifier:
 
     warning = ""
 
-    def __init__(self, connection: Connection, sha256: str, provider: str, max_image_bytes: int) -> None:
+    def __init__(self, connection: Connection, model: RemoteModel, max_image_bytes: int) -> None:
         """Store a connection, and what the service says of its model."""
-        self.sha256 = sha256
-        self.provider = provider
+        self.sha256 = model.sha256
+        self.provider = model.provider
+        self._indexes = model.indexes
         self._connection = connection
         self._max_image_bytes = max_image_bytes
 
@@ -102,7 +108,10 @@ class RemoteClassifier:
         content = answer.content
         try:
             if answer.status == 200:
-                top = tuple(Score(row["label"], _number(row["score"])) for row in content["top"])
+                top = tuple(
+                    Score(row["label"], _number(row["score"]), self._indexes.get(row["label"]))
+                    for row in content["top"]
+                )
                 label, index, score = content["label"], content["index"], _number(content["score"])
                 return Prediction(source.name, label, index, score, top, content["provider"])
             kind, message = content["error"]["kind"], content["error"]["message"]
@@ -111,6 +120,9 @@ class RemoteClassifier:
         if kind in IMAGE_ERROR_KINDS:
             raise ImageError(kind, str(message))
         raise MachineError(f"{self._connection.server}: status {answer.status}: {message}")
+
+    def _score(self, row: Mapping[str, Any]) -> Score:
+        return Score(row["label"], _number(row["score"]), self._indexes.get(row["label"]))
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,19 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_TIMEOUT_S)
         self.sock.connect(self._path)
+
+
+def _describe_model(connection: Connection) -> RemoteModel:
+    """Ask which model a service runs. Raises MachineError, UsageError."""
+    answer = connection.request("GET", "/v1/model", b"")
+    try:
+        model = answer.content
+        indexes = {str(label): index for index, label in enumerate(model["spec"]["labels"])}
+        return RemoteModel(str(model["sha256"]), str(model["provider"]), indexes)
+    except (TypeError, KeyError):
+        raise MachineError(
+            f"{connection.server}: it answers like something else than clf-serve (status {answer.status})"
+        ) from None
 
 
 def _opener(server: str) -> Callable[[], http.client.HTTPConnection]:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from typing import BinaryIO
 
 import pytest
 from serving import serving
@@ -118,7 +119,14 @@ def predict(classifier: RemoteClassifier, image: str | bytes) -> list[Result]:
         return [result for _, result in classifier.predict_sources([ImageSource("a", image)], batch_size=1)]
 
 
-MODEL = b'HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n{"sha256": "x","provider":"y"}'
+def starts_request(stream: BinaryIO) -> bool:
+    """Read a request, but of a large body only the first bytes. Return False at the end."""
+    length = 0
+    while (line := stream.readline()) not in (b"", b"\r\n"):
+        if line.lower().startswith(b"content-length:"):
+            length = int(line.split(b":")[1])
+    stream.read(min(length, 65536))
+    return line == b"\r\n"
 
 
 @pytest.fixture
@@ -134,7 +142,8 @@ def answering(tmp_path) -> Iterator[Callable[..., str]]:
             remaining = list(answers)
             while remaining:
                 with suppress(OSError), listener.accept()[0] as connection:  # closed by the test, or by the client
-                    while remaining and connection.recv(65536):
+                    requests = connection.makefile("rb")
+                    while remaining and starts_request(requests):
                         connection.sendall(remaining.pop(0))
                 if listener.fileno() < 0:
                     return
@@ -153,6 +162,9 @@ def answering(tmp_path) -> Iterator[Callable[..., str]]:
 
 def reply(status: str, body: bytes, headers: str = "") -> bytes:
     return f"HTTP/1.1 {status}\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+MODEL = reply("200 OK", b'{"sha256": "x", "provider": "y", "spec": {"labels": ["1", "7"]}}')
 
 
 @pytest.mark.parametrize(

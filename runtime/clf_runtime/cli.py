@@ -147,24 +147,16 @@ def command(
         return _print_info(path, output_format, device)
     if self_test:
         return _print_self_test(path, output_format, device, threads)
-    if watch is None and move_to is not None:
-        raise click.UsageError("--move-to needs --watch.")
-    if not stream and (on_change or smooth is not None or not keeps_latest):
-        raise click.UsageError("--every, --on-change and --smooth need --stream.")
+    context = click.get_current_context()
+    _check_options(context)
     if watch is not None:
         from clf_runtime.watch import command as watch_command
 
-        watch_command.watch_folder(click.get_current_context(), path)
+        watch_command.watch_folder(context, path)
     if stream:
         from clf_runtime.streams import command as stream_command
 
-        return stream_command.classify_stream(click.get_current_context(), path)
-    if not images:
-        raise click.UsageError("No images: name an image or a folder, or - for stdin.")
-    if server is not None:
-        _check_server_options(click.get_current_context())
-    if resume and output is None:
-        raise click.UsageError("--resume needs the file of the interrupted run: name it with --output.")
+        return stream_command.classify_stream(context, path)
     from clf_runtime.run import RunOptions
 
     return _classify(
@@ -189,6 +181,21 @@ def command(
 
 # What a service decides by its own options.
 _OPTIONS_OF_A_SERVICE = ("model", "device", "threads", "batch_size", "annotate")
+
+
+def _check_options(context: click.Context) -> None:
+    """Raise click.UsageError if the options contradict each other."""
+    given = context.params
+    if given["watch"] is None and given["move_to"] is not None:
+        raise click.UsageError("--move-to needs --watch.")
+    if not given["stream"] and (given["on_change"] or given["smooth"] is not None or not given["keeps_latest"]):
+        raise click.UsageError("--every, --on-change and --smooth need --stream.")
+    if not (given["images"] or given["stream"] or given["watch"] is not None):
+        raise click.UsageError("No images: name an image or a folder, or - for stdin.")
+    if given["server"] is not None:
+        _check_server_options(context)
+    if given["resume"] and given["output"] is None and not given["stream"]:
+        raise click.UsageError("--resume needs the file of the interrupted run: name it with --output.")
 
 
 def _check_server_options(context: click.Context) -> None:

@@ -315,6 +315,8 @@ def test_percentiles_are_at_most_two_percent_too_large():
     [
         (["--stream", "img.jpg"], "an IMAGE cannot be used with --stream"),
         (["--stream", "--output", "x"], "--output cannot be used with --stream"),
+        (["--stream", "--server", "http://a"], "--server cannot be used with --stream"),
+        (["--stream", "--resume"], "--resume cannot be used with --stream"),
         (["--stream", "-r"], "--recursive cannot be used with --stream"),
         (["--stream", "--format", "csv"], "--stream prints jsonl, not csv"),
         (["--stream", "--smooth", "3"], "--smooth 3: not a time"),

@@ -373,6 +373,7 @@ def test_a_full_disk_leaves_no_part_of_a_record(tmp_path):
     [
         (["--watch", "in"], "--watch needs a file for the results"),
         (["--watch", "in", "-o", "r.jsonl", "img.jpg"], "an IMAGE cannot be used with --watch"),
+        (["--watch", "in", "-o", "r.jsonl", "--server", "http://a"], "--server cannot be used with --watch"),
         (["--watch", "in", "-o", "r.jsonl", "--stream"], "--stream cannot be used with --watch"),
         (["--watch", "in", "-o", "r.jsonl", "--format", "csv"], "--watch writes jsonl, not csv"),
         (["--watch", "gone", "-o", "r.jsonl"], "--watch gone: no such folder"),

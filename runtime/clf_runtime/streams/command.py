@@ -15,7 +15,7 @@ from clf_runtime.streams.labels import LabelOptions
 from clf_runtime.streams.reader import read_descriptor
 from clf_runtime.streams.run import StreamOptions, StreamRun
 
-_NOT_FOR_STREAMS = ("images", "recursive", "batch_size", "output", "resume", "annotate")
+_NOT_FOR_STREAMS = ("images", "recursive", "batch_size", "output", "resume", "annotate", "server")
 _DEFAULT_SMOOTH_S = 0.5  # with --on-change
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}

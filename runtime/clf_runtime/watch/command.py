@@ -13,7 +13,7 @@ from clf_runtime.session import silence_log
 from clf_runtime.sinks.output import check_target
 from clf_runtime.watch.run import WatchOptions, WatchRun
 
-_NOT_FOR_FOLDERS = ("images", "resume", "annotate", "stream")
+_NOT_FOR_FOLDERS = ("images", "resume", "annotate", "stream", "server")
 
 
 def watch_folder(context: click.Context, model: Path) -> NoReturn:

@@ -166,9 +166,9 @@ class StreamRun:
             self._write_failure(frame, Failure(None, outcome.kind, str(outcome)), time_s)
             return
         prediction = self._labels.update(outcome, time_s)
+        self.statistics.count(frame.arrived)  # first, so that a summary after Ctrl-C counts each frame that was written
         if prediction is not None:
             self._write(self._record(frame, prediction, time_s))
-        self.statistics.count(frame.arrived)
 
     def _write_failure(self, frame: Frame, failure: Failure, time_s: float) -> None:
         if not self._options.labels.only_changes:

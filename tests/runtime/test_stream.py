@@ -386,7 +386,7 @@ def test_a_closed_output_ends_the_stream(home, jpegs):
     )
     os.close(writing)
     assert done.returncode == 0
-    assert done.stderr.startswith(b"clf-run: 0 frames, ")
+    assert done.stderr.startswith(b"clf-run: 1 frame, ")
 
 
 class _Streaming(BaseHTTPRequestHandler):

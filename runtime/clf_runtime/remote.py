@@ -108,10 +108,7 @@ class RemoteClassifier:
         content = answer.content
         try:
             if answer.status == 200:
-                top = tuple(
-                    Score(row["label"], _number(row["score"]), self._indexes.get(row["label"]))
-                    for row in content["top"]
-                )
+                top = tuple(map(self._score, content["top"]))
                 label, index, score = content["label"], content["index"], _number(content["score"])
                 return Prediction(source.name, label, index, score, top, content["provider"])
             kind, message = content["error"]["kind"], content["error"]["message"]

@@ -17,7 +17,7 @@ _FLOAT64_COST = 5.0 * 32  # 32 images, each five times as expensive as in float3
 # The parity check runs some images in four batch sizes.
 _PARITY_IMAGES = 3 * 128
 _ONNXRUNTIME_COST = 0.4  # of an image, relative to eager PyTorch
-_SEARCH_IMAGES = 1500.0  # calibration and evaluation
+_SEARCH_IMAGES = 4500.0  # calibration and evaluation
 _SEARCH_S = 10.0  # quantizing and timing
 _FIRST_GRAPH_S, _FILE_S = 4.0, 1.5  # torch's exporter; the self-test and the latencies
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import re
 import types
 from pathlib import Path
@@ -29,6 +30,7 @@ _PRODUCT = (
     "CAg6XQoRCgF4CgF3EgF5IgZNYXRNdWwSAWcqGwgCCAIQASIQAACAPwAAAEAAAEBAAACAQEIBd1oTCgF4Eg4KDAgBEggKAggBCgII"
     "AmITCgF5Eg4KDAgBEggKAggBCgIIAkIECgAQDQ=="
 )
+_SYSTEM_ERROR = re.compile(r"system error number (\d+)")  # in the message if a file cannot be opened
 _RECORD_NODES = "session.record_ep_graph_assignment_info"  # since onnxruntime 1.24
 
 
@@ -53,6 +55,7 @@ class Session:
             MachineError: The device does not work on this machine.
             UsageError: The device is unknown.
             InvalidModelError: onnxruntime cannot open the model, or not the content that was verified.
+            OSError: The file cannot be opened.
         """
         _check_runtime_version(model)
         self.warning = ""
@@ -259,6 +262,9 @@ def _open(path: Path, providers: list[Any], threads: int, record_nodes: bool) ->
         session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's own classes have no common base
         reason = " ".join(str(error).split())
+        system_error = _SYSTEM_ERROR.search(reason)
+        if system_error is not None:
+            raise OSError(int(system_error[1]), os.strerror(int(system_error[1])), str(path)) from None
         raise InvalidModelError(
             f"{path}: onnxruntime {runtime_version()} cannot open it: {reason}; export it again, or update onnxruntime"
         ) from None

@@ -21,6 +21,7 @@ from clf_runtime.diagnostics.parity import read_parity
 from clf_runtime.diagnostics.selftest import SelfTest, SelfTestResult
 from clf_runtime.errors import InvalidModelError, ModelChangedError
 from clf_runtime.predictions import JsonLinesFormatter, Prediction, Score
+from clf_runtime.session import _open
 from clf_runtime.spec import ModelSpec
 
 
@@ -250,3 +251,16 @@ def test_of_two_models_that_replace_each_other_all_the_time_none_gets_labels_of_
         thread.join()
     assert opened
     print(f"{opened} opened, all with their own labels")
+
+
+def test_a_lack_of_descriptors_is_no_fault_of_the_model(model):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            _open(model, ["CPUExecutionProvider"], 1, False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -56,7 +56,9 @@ def assert_resumes(folder: Path, uninterrupted: Path) -> None:
             if (artifacts / name).exists():
                 assert (artifacts / name).stat().st_size > 1000
         done = run_command("clf-train", *OPTIONS, "--resume", cwd=folder)
-        assert done.code == 0, done.err
+        # A kill within the final moves: the command has completed them, and there is nothing left to train.
+        is_finished = "artifacts: has a finished model" in done.err
+        assert done.code == (3 if is_finished else 0), done.err
         assert "damaged" not in done.err
         assert {path.name for path in artifacts.iterdir()} == FINISHED
     assert (artifacts / "model.pt").read_bytes() == (uninterrupted / "model.pt").read_bytes()

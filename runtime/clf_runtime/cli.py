@@ -11,7 +11,7 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.artifacts import ONNX
-from clf_runtime.command import ARTIFACTS_OPTION, execute, say
+from clf_runtime.command import ARTIFACTS_OPTION, MAX_IMAGE_BYTES_OPTION, Duration, execute, raise_if_given, say
 from clf_runtime.errors import EXIT_INVALID, EXIT_OK, EXIT_SOME_FAILED, escape
 
 if TYPE_CHECKING:
@@ -78,14 +78,7 @@ Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
 @click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Number of images per inference call."
 )
-@click.option(
-    "--max-image-bytes",
-    type=click.IntRange(1),
-    default=512_000_000,
-    show_default=True,
-    metavar="N",
-    help="Memory that decoding and resizing one image may take.",
-)
+@MAX_IMAGE_BYTES_OPTION
 @click.option("--stream", is_flag=True, help="Classify the frames of a camera or a video on stdin; prints jsonl.")
 @click.option(
     "--latest/--every",
@@ -95,7 +88,7 @@ Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
 )
 @click.option("--on-change", is_flag=True, help="With --stream: print only changes of the smoothed label.")
 @click.option(
-    "--smooth", metavar="TIME", help="With --stream: smooth over TIME.  [default: 500ms with --on-change, else 0s]"
+    "--smooth", type=Duration(), help="With --stream: smooth over TIME.  [default: 500ms with --on-change, else 0s]"
 )
 @click.option("--watch", metavar="FOLDER", help="Classify the files that arrive in FOLDER; appends jsonl to --output.")
 @click.option("--move-to", metavar="DIR", help="With --watch: move classified files into DIR.")
@@ -126,7 +119,7 @@ def command(
     stream: bool,
     keeps_latest: bool,
     on_change: bool,
-    smooth: str | None,
+    smooth: float | None,
     watch: str | None,
     move_to: str | None,
     server: str | None,
@@ -193,16 +186,9 @@ def _check_options(context: click.Context) -> None:
     if not (given["images"] or given["stream"] or given["watch"] is not None):
         raise click.UsageError("No images: name an image or a folder, or - for stdin.")
     if given["server"] is not None:
-        _check_server_options(context)
+        raise_if_given(context, _OPTIONS_OF_A_SERVICE, "does not go with --server, whose images the service classifies")
     if given["resume"] and given["output"] is None and not given["stream"]:
         raise click.UsageError("--resume needs the file of the interrupted run: name it with --output.")
-
-
-def _check_server_options(context: click.Context) -> None:
-    for name in _OPTIONS_OF_A_SERVICE:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{option} does not go with --server, whose images the service classifies.")
 
 
 def main() -> NoReturn:

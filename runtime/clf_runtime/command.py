@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors, exit codes, signals. Each `main` ends in `execute`."""
+"""What all commands share: options, one-line errors, exit codes, signals. Each `main` ends in `execute`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import warnings
+from collections.abc import Collection
 from typing import NoReturn
 
 import click
@@ -23,6 +25,7 @@ from clf_runtime.errors import (
     escape,
     format_os_error,
 )
+from clf_runtime.image_files import MAX_IMAGE_BYTES
 
 ARTIFACTS_OPTION = click.option(
     "--artifacts",
@@ -34,6 +37,44 @@ ARTIFACTS_OPTION = click.option(
     show_envvar=True,
     help="Folder of one model, from training to deployment.",
 )
+
+MAX_IMAGE_BYTES_OPTION = click.option(
+    "--max-image-bytes",
+    type=click.IntRange(1),
+    default=MAX_IMAGE_BYTES,
+    show_default=True,
+    metavar="N",
+    help="Memory that decoding and resizing one image may take.",
+)
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
+    """A number with a unit: ms, s or min."""
+
+    name = "TIME"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min)", str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a time; expected 500ms, 30s or 1min, for example.", param, ctx)
+        return float(match[1]) * {"ms": 0.001, "s": 1, "min": 60}[match[2]]
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Return whether a parameter is in the command line."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def raise_if_given(context: click.Context, names: Collection[str], reason: str) -> None:
+    """Raise click.UsageError for the first of these parameters that is in the command line."""
+    for parameter in context.command.params:
+        if parameter.name in names and is_given(context, parameter.name):
+            shown = parameter.opts[0] if isinstance(parameter, click.Option) else "an IMAGE"
+            raise click.UsageError(f"{shown} {reason}.")
+
 
 # Import name → the extra that installs it.
 _EXTRAS = {

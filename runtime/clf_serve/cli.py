@@ -5,32 +5,16 @@ Heavy modules are imported inside the command, so that `--help` only takes the t
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from clf_runtime import __version__
 from clf_runtime.artifacts import ONNX
-from clf_runtime.command import ARTIFACTS_OPTION, execute, say
+from clf_runtime.command import ARTIFACTS_OPTION, MAX_IMAGE_BYTES_OPTION, Duration, execute, say
 
 if TYPE_CHECKING:
     from clf_serve.options import ServeOptions
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
-    """A number with a unit: ms, s or min."""
-
-    name = "TIME"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|min)", str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a time; expected 2ms, 30s or 1min, for example.", param, ctx)
-        return float(match[1]) * {"ms": 0.001, "s": 1, "min": 60}[match[2]]
 
 
 @click.command(
@@ -99,14 +83,7 @@ Exit codes: 0 stopped, all accepted requests answered; 2 usage error, 3 invalid 
     metavar="N",
     help="Largest body of a request.",
 )
-@click.option(
-    "--max-image-bytes",
-    type=click.IntRange(1),
-    default=512_000_000,
-    show_default=True,
-    metavar="N",
-    help="Memory that decoding and resizing one image may take.",
-)
+@MAX_IMAGE_BYTES_OPTION
 @click.option(
     "--max-connections", type=click.IntRange(1), default=4096, show_default=True, help="Connections open at once."
 )

@@ -23,8 +23,8 @@ from PIL import Image
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.cli import command as clf_run
+from clf_runtime.command import Duration
 from clf_runtime.errors import DataError, ImageError
-from clf_runtime.streams import command as stream_command
 from clf_runtime.streams.frames import FrameSplitter
 from clf_runtime.streams.labels import LabelOptions
 from clf_runtime.streams.reader import FrameQueue, read_descriptor, start_reader
@@ -319,7 +319,7 @@ def test_percentiles_are_at_most_two_percent_too_large():
         (["--stream", "--resume"], "--resume cannot be used with --stream"),
         (["--stream", "-r"], "--recursive cannot be used with --stream"),
         (["--stream", "--format", "csv"], "--stream prints jsonl, not csv"),
-        (["--stream", "--smooth", "3"], "--smooth 3: not a time"),
+        (["--stream", "--smooth", "3"], "'3' is not a time"),
         (["--every"], "need --stream"),
         (["--on-change", "img.jpg"], "need --stream"),
         (["--smooth", "1s", "img.jpg"], "need --stream"),
@@ -338,7 +338,7 @@ def test_a_terminal_is_no_stream(monkeypatch):
 
 @pytest.mark.parametrize(("text", "seconds"), [("500ms", 0.5), ("1.5s", 1.5), ("2min", 120.0)])
 def test_a_time_has_a_unit(text, seconds):
-    assert stream_command._parse_duration(text) == seconds
+    assert Duration().convert(text, None, None) == seconds
 
 
 SUMMARY = r"latency [\d.]+ ms \(p50\), [\d.]+ ms \(p95\), on CPUExecutionProvider"

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import uvicorn.server
 
+from clf_runtime.command import Duration
 from clf_runtime.errors import ImageError, MachineError
 from clf_serve import batching, http, inference, server
 from clf_serve.app import Application
 from clf_serve.batching import Output
-from clf_serve.cli import Duration
 from clf_serve.errors import RequestError
 from clf_serve.http import BodyBudget, Request
 from clf_serve.notify import notify

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import click
 
-from clf_runtime.command import say
+from clf_runtime.command import is_given, raise_if_given, say
 from clf_runtime.errors import EXIT_OK, EXIT_SOME_FAILED
 from clf_runtime.session import silence_log
 from clf_runtime.streams.labels import LabelOptions
@@ -17,8 +16,6 @@ from clf_runtime.streams.run import StreamOptions, StreamRun
 
 _NOT_FOR_STREAMS = ("images", "recursive", "batch_size", "output", "resume", "annotate", "server")
 _DEFAULT_SMOOTH_S = 0.5  # with --on-change
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min)")
-_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}
 
 
 def classify_stream(context: click.Context, model: Path) -> int:
@@ -47,16 +44,11 @@ def classify_stream(context: click.Context, model: Path) -> int:
 
 def _parse(context: click.Context, model: Path) -> StreamOptions:
     given = context.params
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        is_given = source is click.core.ParameterSource.COMMANDLINE
-        if is_given and parameter.name in _NOT_FOR_STREAMS:
-            name = parameter.opts[0] if isinstance(parameter, click.Option) else "an IMAGE"
-            raise click.UsageError(
-                f"{name} cannot be used with --stream, which reads stdin and writes jsonl to stdout."
-            )
-        if is_given and parameter.name == "output_format" and given["output_format"] != "jsonl":
-            raise click.UsageError(f"--stream prints jsonl, not {given['output_format']}.")
+    raise_if_given(
+        context, _NOT_FOR_STREAMS, "cannot be used with --stream, which reads stdin and writes jsonl to stdout"
+    )
+    if is_given(context, "output_format") and given["output_format"] != "jsonl":
+        raise click.UsageError(f"--stream prints jsonl, not {given['output_format']}.")
     default_s = _DEFAULT_SMOOTH_S if given["on_change"] else 0.0
     return StreamOptions(
         model=model,
@@ -67,17 +59,10 @@ def _parse(context: click.Context, model: Path) -> StreamOptions:
         labels=LabelOptions(
             top=given["top"],
             threshold=given["threshold"],
-            smooth_s=default_s if given["smooth"] is None else _parse_duration(given["smooth"]),
+            smooth_s=default_s if given["smooth"] is None else given["smooth"],
             only_changes=given["on_change"],
         ),
     )
-
-
-def _parse_duration(text: str) -> float:
-    found = _DURATION.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"--smooth {text}: not a time; expected 500ms, 2s or 1min, for example.")
-    return float(found[1]) * _SECONDS[found[2]]
 
 
 def _write(text: str) -> None:

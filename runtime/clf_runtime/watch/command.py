@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import click
 
-from clf_runtime.command import say
+from clf_runtime.command import is_given, raise_if_given, say
 from clf_runtime.session import silence_log
 from clf_runtime.sinks.output import check_target
 from clf_runtime.watch.run import WatchOptions, WatchRun
@@ -38,14 +38,9 @@ def watch_folder(context: click.Context, model: Path) -> NoReturn:
 
 def _parse(context: click.Context, model: Path) -> WatchOptions:
     given = context.params
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        is_given = source is click.core.ParameterSource.COMMANDLINE
-        if is_given and parameter.name in _NOT_FOR_FOLDERS:
-            name = parameter.opts[0] if isinstance(parameter, click.Option) else "an IMAGE"
-            raise click.UsageError(f"{name} cannot be used with --watch.")
-        if is_given and parameter.name == "output_format" and given["output_format"] != "jsonl":
-            raise click.UsageError(f"--watch writes jsonl, not {given['output_format']}.")
+    raise_if_given(context, _NOT_FOR_FOLDERS, "cannot be used with --watch")
+    if is_given(context, "output_format") and given["output_format"] != "jsonl":
+        raise click.UsageError(f"--watch writes jsonl, not {given['output_format']}.")
     if given["output"] is None:
         raise click.UsageError("--watch needs a file for the results: name it with --output.")
     folder, move_to = given["watch"], given["move_to"]

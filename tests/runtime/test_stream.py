@@ -27,7 +27,7 @@ from clf_runtime.command import Duration
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.streams.frames import FrameSplitter
 from clf_runtime.streams.labels import LabelOptions
-from clf_runtime.streams.reader import FrameQueue, read_descriptor, start_reader
+from clf_runtime.streams.reader import EveryFrame, LatestFrame, read_descriptor, read_frames
 from clf_runtime.streams.run import StreamOptions, StreamRun
 from clf_runtime.streams.smoothing import HYSTERESIS, LabelSwitch, Smoother
 from clf_runtime.streams.statistics import Latencies
@@ -69,7 +69,7 @@ class Camera:
     def _execute(self, reading):
         try:
             self.run.execute(read_descriptor(reading))
-        except DataError as error:
+        except (DataError, ValueError) as error:
             self._error = error
         finally:
             os.close(reading)
@@ -88,6 +88,11 @@ class Camera:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.records) >= count, timeout=60)
         return self.records[-1]
+
+    def wait_for_end(self):
+        """Wait until the run ends by itself."""
+        self._thread.join(timeout=60)
+        assert not self._thread.is_alive()
 
     def end(self):
         """Close the stream, and return the statistics of the run."""
@@ -148,8 +153,7 @@ def test_with_every_a_fast_camera_waits_and_no_frame_is_lost(options, jpegs):
     run = StreamRun(replace(options, keeps_latest=False), write, print)
     run.execute(next_piece)
     assert (run.statistics.frames, run.statistics.dropped) == (300, 0)
-    # Two for each core, one that waits for a core, and one that the reader holds.
-    assert max(ahead) <= 2 * CORES + 2
+    assert max(ahead) <= 2 * CORES  # one that runs and one that waits for an earlier one, for each core
 
 
 @pytest.mark.parametrize("keeps_latest", [True, False])
@@ -176,7 +180,7 @@ def test_damaged_frames_are_records_in_their_place_and_counted(options, jpegs):
 
 
 def test_a_damaged_frame_never_replaces_a_good_one_that_waits():
-    frames = FrameQueue(keeps_latest=True)
+    frames = LatestFrame()
     for content in (b"1", ImageError("damaged", "2"), b"3", ImageError("damaged", "4"), ImageError("damaged", "5")):
         frames.put(content, 0.0)
     first, second = frames.take(), frames.take()
@@ -184,14 +188,29 @@ def test_a_damaged_frame_never_replaces_a_good_one_that_waits():
     assert (second.number, str(second.content), second.damaged) == (5, "5", 3)
 
 
-def test_a_stream_that_ends_while_its_reader_waits_ends_the_reader():
-    frames = FrameQueue(keeps_latest=False)
-    frames.put(b"1", 0.0)
-    waiting = threading.Thread(target=frames.put, args=(b"2", 0.0))
-    waiting.start()
+@pytest.mark.parametrize("source", [EveryFrame, LatestFrame])
+def test_a_frame_that_arrives_after_the_end_does_not_count(source, jpegs):
+    frames, is_closed = source(), threading.Event()
+
+    def read():
+        is_closed.wait()
+        yield jpegs[0]
+
+    pieces = read()
+    frames.begin(read_frames(lambda: next(pieces), FrameSplitter()))
     frames.close()
-    waiting.join()
-    assert (frames.received, frames.dropped) == (1, 0)
+    is_closed.set()
+    assert frames.take() is None
+    assert (frames.dropped, frames.damaged) == (0, 0)
+
+
+def test_a_device_that_fails_ends_the_stream_while_another_thread_waits_for_the_camera(options, jpegs):
+    camera = Camera(replace(options, keeps_latest=False))
+    camera.run._classifier.close()
+    camera.write(jpegs[0])
+    camera.wait_for_end()
+    with pytest.raises(ValueError, match="closed"):
+        camera.end()
 
 
 @pytest.mark.parametrize(
@@ -215,18 +234,18 @@ def test_a_first_frame_of_more_than_16_megabytes_is_no_error():
     content = jpeg.getvalue()
     comment = b"\xff\xfe\xff\xff" + b" " * 65533
     large = content[:2] + comment * 260 + content[2:]
-    frames, pieces = FrameQueue(keeps_latest=True), iter([large[:16_500_000], large[16_500_000:]])
-    start_reader(lambda: next(pieces, b""), FrameSplitter(), frames)
-    assert frames.take().content == large
+    pieces = iter([large[:16_500_000], large[16_500_000:], b""])
+    assert [frame for frame, _ in read_frames(lambda: next(pieces), FrameSplitter())] == [large]
 
 
-def test_a_stream_that_cannot_be_read_ends_with_that_error_after_its_frames(options, jpegs):
+@pytest.mark.parametrize("keeps_latest", [True, False])
+def test_a_stream_that_cannot_be_read_ends_with_that_error_after_its_frames(options, jpegs, keeps_latest):
     def read():
         yield jpegs[0]
         raise OSError(5, "Input/output error")
 
     pieces, records = read(), []
-    run = StreamRun(options, records.append, print)
+    run = StreamRun(replace(options, keeps_latest=keeps_latest), records.append, print)
     with pytest.raises(OSError, match="Input/output error"):
         run.execute(lambda: next(pieces))
     assert len(records) == run.statistics.frames == 1

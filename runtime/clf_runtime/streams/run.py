@@ -1,7 +1,8 @@
 """One call of `clf-run --stream`: frames from stdin, a record for each, or for each change of the label.
 
-A thread reads and splits the stream. One thread per core decodes and classifies, and writes its result once those of
-all earlier frames are written: handing results to another thread took 5 % of the time.
+One thread per core takes a frame, decodes and classifies it, and writes its result once those of all earlier frames are
+written: handing results to another thread took 5 % of the time. With --every these threads also read the stream, in
+turn; otherwise another one reads it, because old frames must be read before they can be dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from clf_runtime.predictions import Failure, Result
 from clf_runtime.session import Float32Array
 from clf_runtime.streams.frames import FrameSplitter
 from clf_runtime.streams.labels import LabelOptions, StreamLabels
-from clf_runtime.streams.reader import Frame, FrameQueue, start_reader
+from clf_runtime.streams.reader import EveryFrame, Frame, FrameSource, LatestFrame, read_frames
 from clf_runtime.streams.statistics import StreamStatistics
 from clf_runtime.streams.walkers import MAX_FRAME_BYTES
 
@@ -78,7 +79,7 @@ class StreamRun:
         )
         if self._classifier.warning:
             self._warn(self._classifier.warning)
-        self._frames = FrameQueue(options.keeps_latest)
+        self._frames: FrameSource = LatestFrame() if options.keeps_latest else EveryFrame()
         self._slots = threading.Semaphore(self._cores * _FRAMES_PER_CORE)
         self._turn = threading.Lock()
         self._taken = 0
@@ -103,7 +104,7 @@ class StreamRun:
         """
         splitter = FrameSplitter(min(MAX_FRAME_BYTES, self._options.max_image_bytes))
         self._started = time.monotonic()
-        start_reader(read, splitter, self._frames)
+        self._frames.begin(read_frames(read, splitter))
         for _ in range(self._cores):
             threading.Thread(target=self._work, name="clf-stream-worker", daemon=True).start()
         try:
@@ -129,7 +130,8 @@ class StreamRun:
             self._error = self._error or error
             self._frames.close()
             self._slots.release(self._cores)
-        finally:
+            self._ended.release(self._cores)  # a thread that waits for the stream is not waited for
+        else:
             self._ended.release()
 
     def _take(self) -> tuple[int, Frame] | None:

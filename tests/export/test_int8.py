@@ -192,6 +192,20 @@ def test_a_channel_that_training_switched_off_keeps_its_bias(weight, channels):
         assert np.abs(logits - expected).max() <= 0.05 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("weight", [None, 0.0, 1e-40])
+def test_the_scales_of_channels_are_those_of_onnxruntimes_quantizer(graph, split, weight, monkeypatch):
+    network = Depthwise()
+    if weight is not None:
+        with torch.no_grad():
+            network[3].weight[2:5] = weight
+    for fused, pixels in ((fuse(graph), split.calibration), (fuse(export_onnx(network, IMAGENET)), PIXELS)):
+        config = QuantizationConfig("per channel", "all", "int8")
+        quantized = quantize(fused, config, pixels)
+        with monkeypatch.context() as patch:
+            patch.setattr(int8_module, "_scales_per_channel", lambda graph: {})
+            assert quantize(fused, config, pixels) == quantized
+
+
 class Pooling(nn.Module):
     """A convolution of colors, and a mean over height and width that keeps these axes, or does not."""
 

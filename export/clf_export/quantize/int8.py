@@ -108,6 +108,7 @@ def _quantize(model: onnx.ModelProto, config: QuantizationConfig, ranges: Any) -
     """Insert QuantizeLinear and DequantizeLinear, and store weights as integers, by onnxruntime's quantizer."""
     excluded = _nodes_to_exclude(model.graph, config)
     operators = QUANTIZED_OPERATORS if config.operators == "all" else _LAYERS
+    scales = _scales_per_channel(model.graph) if config.scales == "per channel" else {}
     with quiet():
         try:
             quantizer = QDQQuantizer(
@@ -120,7 +121,11 @@ def _quantize(model: onnx.ModelProto, config: QuantizationConfig, ranges: Any) -
                 [],
                 excluded,
                 sorted(operators),
-                {"ActivationSymmetric": False, "WeightSymmetric": True},
+                {
+                    "ActivationSymmetric": False,
+                    "WeightSymmetric": True,
+                    "TensorQuantOverrides": scales,
+                },
             )
             quantizer.quantize_model()
         except (ValueError, IndexError) as error:
@@ -129,6 +134,21 @@ def _quantize(model: onnx.ModelProto, config: QuantizationConfig, ranges: Any) -
             raise QuantizationError(f"onnxruntime's quantizer: {' '.join(map(str, error.args))}") from error
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
+
+
+def _scales_per_channel(graph: onnx.GraphProto) -> dict[str, list[dict[str, Any]]]:
+    """Return the scales of each layer's weights; the quantizer finds the same ones, in a loop over the channels."""
+    weights = weights_of(graph)
+    scales: dict[str, list[dict[str, Any]]] = {}
+    for node in nodes_with(graph, _LAYERS):
+        values = onnx.numpy_helper.to_array(weights[node.input[1]]) if node.input[1] in weights else np.empty(0)
+        if node.op_type != "Conv" and values.ndim != 2:
+            continue
+        axis = output_axis(node, values.ndim)
+        largest = np.abs(values).max(axis=tuple(other for other in range(values.ndim) if other != axis), initial=0.0)
+        for_channels = np.where(largest < np.finfo(np.float32).tiny * _MAX_WEIGHT, np.float32(1), largest / _MAX_WEIGHT)
+        scales[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": 0} for scale in for_channels]
+    return scales
 
 
 def _raise_if_saturating(content: bytes) -> None:

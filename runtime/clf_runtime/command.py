@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Collection
-from typing import NoReturn
+from typing import BinaryIO, NoReturn, TextIO
 
 import click
 
@@ -24,6 +24,7 @@ from clf_runtime.errors import (
     ClfError,
     escape,
     format_os_error,
+    format_reason,
 )
 from clf_runtime.image_files import MAX_IMAGE_BYTES
 
@@ -95,6 +96,8 @@ _EXTRAS = {
     "prometheus_client": "serve",
 }
 
+_STDOUT = "stdout"  # in place of a file's name
+
 # Errors of the machine, not of the input: the same call can succeed elsewhere, or after a clean-up.
 _MACHINE_ERRNOS = {
     errno.EACCES,
@@ -131,10 +134,15 @@ def execute(command: click.Command, *, exit_immediately: bool = False) -> NoRetu
     if f"_{program.replace('-', '_').upper()}_COMPLETE" in os.environ:
         command.main(prog_name=program)  # shell completion; exits
     _open_closed_streams()
-    binary = open(sys.stderr.fileno(), "wb", closefd=False)  # noqa: SIM115 (a descriptor, for good)
-    sys.stderr = _Messages(binary, sys.stderr.encoding, "backslashreplace", line_buffering=True)
     # A name of any bytes, and a Δ where the terminal has none, are no reason to end.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stdout = _Results(
+        _binary(sys.stdout),
+        sys.stdout.encoding,
+        "backslashreplace",
+        line_buffering=sys.stdout.isatty(),
+        write_through=getattr(sys.stdout, "write_through", False),
+    )
+    sys.stderr = _Messages(_binary(sys.stderr), sys.stderr.encoding, "backslashreplace", line_buffering=True)
     # What Pillow warns about is in the result of the image, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
     code = _invoke(command, program)
@@ -142,6 +150,30 @@ def execute(command: click.Command, *, exit_immediately: bool = False) -> NoRetu
     if exit_immediately:
         os._exit(code)
     sys.exit(code)
+
+
+def _binary(stream: TextIO) -> BinaryIO:
+    return open(stream.fileno(), "wb", closefd=False)
+
+
+class _Results(io.TextIOWrapper):
+    """Stdout. Its errors name it: they say nothing about files."""
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            super().flush()
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
 
 
 class _Messages(io.TextIOWrapper):
@@ -243,8 +275,10 @@ def _report(error: Exception, program: str) -> int:
         alternative = " (or clf-edge[gpu] for CUDA)" if extra == "cpu" else ""
         say(f'{program}: {package} is not installed; pip install "clf-edge[{extra}]"{alternative}')
         return EXIT_MACHINE
-    if isinstance(error, OSError) and error.errno == errno.EBADF:
-        say(f"{program}: stdout is closed, so the results cannot be written; redirect it to a file")
+    if isinstance(error, OSError) and error.filename == _STDOUT:
+        is_closed = error.errno == errno.EBADF
+        reason = "it is closed" if is_closed else format_reason(error)
+        say(f"{program}: stdout: {reason}; the printed results are incomplete")
         return EXIT_MACHINE
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
         say(f"{program}: {format_os_error(error)}; existing files are unchanged")

@@ -155,6 +155,16 @@ def test_data_that_has_moved_is_named_with_an_option_and_changed_data_is_an_erro
     assert command("clf-run", "--self-test").code == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_where_the_table_cannot_be_printed_the_file_is_finished_and_nothing_else_is_said_of_files(finished, tmp_path):
+    done = subprocess.run(["bash", "-c", f"'{BIN}/clf-export' > /dev/full"], cwd=tmp_path, stderr=subprocess.PIPE)
+    assert done.returncode == 4
+    message = done.stderr.decode().splitlines()[-1]
+    assert message == "clf-export: stdout: no space left on device; the printed results are incomplete"
+    assert [*json.loads((finished / "export.json").read_text())] == ["model.onnx"]
+    assert "model.onnx" in names(finished)
+
+
 @pytest.mark.parametrize("moment", ["running PyTorch", "exporting artifacts/model.onnx"])
 def test_ctrl_c_leaves_no_file(finished, tmp_path, moment):
     before = names(finished)

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,14 @@ def read_to_end(connection: socket.socket) -> bytes:
 @contextlib.contextmanager
 def serving(model: Path, *options: object, **variables: str) -> Iterator[RunningService]:
     """Run clf-serve on a free port, with all output read, until the end of the block."""
-    command = [str(BIN / "clf-serve"), "--model", str(model), "--port", "0", *map(str, options)]
+    with serving_by([BIN / "clf-serve", "--model", model, *options], **variables) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def serving_by(clf_serve: Sequence[object], **variables: str) -> Iterator[RunningService]:
+    """Run a command line of clf-serve likewise."""
+    command = [*map(str, clf_serve), "--port", "0"]
     env = {key: value for key, value in os.environ.items() if not key.startswith("CLF_")} | variables
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     service = RunningService(process)

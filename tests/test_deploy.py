@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BIN, ROOT
+from conftest import BIN, ROOT, run_checked
+from serving import serving_by
 
 from clf_runtime.cli import command as run
 from clf_serve.cli import command as serve
@@ -51,6 +56,71 @@ def test_the_options_of_the_commands_exist(text, command):
     used = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", re.sub(r"RUN .*", "", text)))
     assert used
     assert used <= {flag for parameter in command.params for flag in parameter.opts}
+
+
+class Container:
+    """The steps of the Containerfile in a virtual environment; its folders lie below one folder."""
+
+    def __init__(self, context: Path, root: Path) -> None:
+        """Run the steps of the build."""
+        self._root = root
+        self.env = dict(os.environ)
+        self.entrypoint: list[str] = []
+        for line in CONTAINERFILE.splitlines():
+            step, _, value = line.partition(" ")
+            getattr(self, f"_{step.lower()}")(value, context)
+
+    def _from(self, value: str, context: Path) -> None:
+        assert value.startswith("python:3")
+        run_checked(sys.executable, "-m", "venv", self._root / "venv")
+        self.env["PATH"] = f"{self._root / 'venv/bin'}:{os.environ['PATH']}"
+
+    def _copy(self, value: str, context: Path) -> None:
+        source, target = value.split()
+        (found,) = context.glob(source)
+        path = Path(f"{self._root}{target}")
+        (path if target.endswith("/") else path.parent).mkdir(exist_ok=True)
+        shutil.copy(found, path)
+
+    def _run(self, value: str, context: Path) -> None:
+        subprocess.run(value.replace("/tmp/", f"{self._root}/tmp/"), shell=True, env=self.env, check=True)
+
+    def _env(self, value: str, context: Path) -> None:
+        name, _, content = value.partition("=")
+        self.env[name] = content
+
+    def _entrypoint(self, value: str, context: Path) -> None:
+        program, *arguments = json.loads(value)
+        paths = [argument.replace("/srv/", f"{self._root}/srv/") for argument in arguments]
+        self.entrypoint = [str(self._root / "venv/bin" / program), *paths]
+
+    def _user(self, value: str, context: Path) -> None:
+        assert value == "65534:65534"
+
+    def _expose(self, value: str, context: Path) -> None:
+        assert value == "8000"
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_container_give_a_service_that_needs_no_rights_and_writes_nothing(
+    wheel, model, samples, tmp_path
+):
+    (tmp_path / "context/dist").mkdir(parents=True)
+    shutil.copy(wheel, tmp_path / "context/dist")
+    shutil.copy(model, tmp_path / "context/model.onnx")
+    (tmp_path / "root").mkdir()
+    container = Container(tmp_path / "context", tmp_path / "root")
+    assert not list((tmp_path / "root/tmp").iterdir())
+    if os.geteuid() == 0 and shutil.which("unshare") and shutil.which("setpriv"):
+        read_only = 'mount -o remount,bind,ro / && exec setpriv --bounding-set=-all --no-new-privs -- "$@"'
+        isolated = ["unshare", "--mount", "sh", "-c", read_only, "sh"]
+    else:
+        isolated = []
+    with serving_by([*isolated, *container.entrypoint], **container.env) as service:
+        assert service.request("/readyz").status == 200
+        answer = service.request("/v1/classify", samples[0].read_bytes())
+        assert answer.json["label"] == samples[0].name[0]
+        assert service.stop() == 0
 
 
 def test_the_probes_of_kubernetes_ask_for_paths_that_exist():

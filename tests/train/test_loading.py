@@ -168,6 +168,36 @@ def test_a_killed_decoding_process_is_reported(many_paths):
             list(chunks)
 
 
+# A process of the executor ends while it sends its result.
+DIE_WHILE_SENDING = """
+import inspect, os, time
+from clf_runtime.errors import MachineError
+from clf_train.data.decoding import Decoder
+
+def die(item):
+    frame = inspect.currentframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    os.write(frame.f_locals["result_queue"]._writer.fileno(), bytes([0, 0, 1, 0, 1]))  # 1 of 256 bytes
+    time.sleep(0.5)  # the executor waits for the rest now
+    os._exit(1)
+
+if __name__ == "__main__":
+    with Decoder(1_000_000) as decoder:
+        try:
+            next(decoder._map(die, [1]))
+        except MachineError as error:
+            print(error)
+"""
+
+
+def test_a_process_that_is_killed_while_it_sends_its_result_is_reported(tmp_path):
+    (tmp_path / "die.py").write_text(DIE_WHILE_SENDING)
+    done = subprocess.run([sys.executable, "die.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "a decoding process was killed" in done.stdout
+
+
 # Decodes an image for ever, in processes.
 DECODE_FOR_EVER = """
 import itertools, sys

@@ -145,8 +145,11 @@ class PixelCache:
         # Unnamed, so that nothing is left however this process ends.
         with tempfile.TemporaryFile(dir=self.folder) as file:
             # Reserved now: a write to a mapped file without room kills the process, without a message.
+            size_bytes = images * int(np.prod(shape))
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, images * int(np.prod(shape)))
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+            else:
+                file.truncate(size_bytes)  # Windows reserves them, macOS does not
             return np.memmap(file, np.uint8, "r+", shape=(images, *shape))
 
 

@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ _Result = TypeVar("_Result")
 # Up to this many images are decoded by threads: starting the processes takes 0.5 s.
 _MAX_IMAGES_FOR_THREADS = 512
 _CHUNK = 64  # files per task of a process; smaller chunks cost more than the decoding of small images
+_CHECK_S = 1.0  # how often a process that takes long is checked
 _PREFETCH_BYTES = 256 << 10  # of each file; the system reads ahead by itself once a file is read from its start
 _CHUNKS_AHEAD = 4  # per process, so that none waits and the memory stays bounded
 
@@ -112,13 +114,25 @@ class Decoder:
                 with _blocking_interrupts():
                     pending.append(self._pool.submit(work, item))
                 if len(pending) > _CHUNKS_AHEAD * self._workers:
-                    yield pending.popleft().result()
+                    yield self._wait(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield self._wait(pending.popleft())
         except BrokenProcessPool:
             raise MachineError(
                 "a decoding process was killed (most likely because memory ran out); free some memory and try again"
             ) from None
+
+    def _wait(self, future: Future[_Result]) -> _Result:
+        """Return a result. Raises BrokenProcessPool if a process was killed."""
+        while not futures.wait([future], _CHECK_S).done:
+            # The executor notices a killed process, but not one that was killed while it sent a result: it reads on,
+            # because this process could write the rest, too.
+            processes = list((getattr(self._pool, "_processes", None) or {}).values())
+            if not all(process.is_alive() for process in processes):
+                for process in processes:
+                    process.kill()
+                self._pool._result_queue._writer.close()  # type: ignore[attr-defined]
+        return future.result()
 
 
 def _split_into_chunks(files: Iterable[ImageFile], size: int) -> Iterator[list[ImageFile]]:

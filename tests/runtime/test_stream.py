@@ -349,6 +349,7 @@ def test_options_that_contradict_each_other_are_usage_errors(arguments, message)
         clf_run.main(arguments, standalone_mode=False)
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of this kind")
 def test_a_terminal_is_no_stream(monkeypatch):
     monkeypatch.setattr(sys, "stdin", os.fdopen(os.openpty()[1], "rb"))
     with pytest.raises(click.UsageError, match="stdin, which is a terminal"), sys.stdin:

@@ -16,7 +16,6 @@ OF_OS = (
     *(
         "posix_fadvise",
         "posix_fallocate",
-        "statvfs",
         "fdatasync",
         "sync",
         "pread",

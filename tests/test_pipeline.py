@@ -89,10 +89,10 @@ def mnist(tmp_path_factory, test_data):
     from conftest import run_command
 
     folder = tmp_path_factory.mktemp("mnist")
-    arguments = ("--data", "mnist", "--data-root", test_data / "mnist", "--epochs", 1)
-    trained = run_command("clf-train", *arguments, cwd=folder)
+    root = ("--data-root", test_data / "mnist")
+    trained = run_command("clf-train", "--data", "mnist", *root, "--epochs", 1, cwd=folder)
     assert trained.code == 0, trained.err
-    exported = run_command("clf-export", cwd=folder)
+    exported = run_command("clf-export", *root, cwd=folder)
     assert exported.code == 0, exported.err
     return folder
 

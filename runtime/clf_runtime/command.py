@@ -11,6 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Collection
+from functools import partial
 from typing import BinaryIO, NoReturn, TextIO
 
 import click
@@ -95,6 +96,8 @@ _EXTRAS = {
     "httptools": "serve",
     "prometheus_client": "serve",
 }
+
+_UNTIL_REPEATED_S = 0.01  # a signal whose exception was ignored
 
 _STDOUT = "stdout"  # in place of a file's name
 
@@ -219,6 +222,24 @@ def _handle_signals() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
+    sys.unraisablehook = _repeat_ignored_signal
+
+
+def _repeat_ignored_signal(ignored: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose exception is lost, because Python was in a place where it ignores exceptions.
+
+    Each import has such a place, a callback of weakref.
+    """
+    number = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}.get(ignored.exc_type)
+    if number is None:
+        sys.__unraisablehook__(ignored)
+        return
+    import threading
+
+    main = threading.main_thread().ident or 0
+    # Only a signal for the main thread ends what that waits for.
+    send = partial(signal.pthread_kill, main) if hasattr(signal, "pthread_kill") else signal.raise_signal
+    threading.Timer(_UNTIL_REPEATED_S, send, (number,)).start()
 
 
 def _stop_handling_signals() -> None:

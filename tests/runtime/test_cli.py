@@ -431,6 +431,36 @@ def test_only_a_command_that_requests_it_skips_what_is_done_at_exit(immediately,
     assert done.stdout.startswith("clf-run, version ")
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "printed"), [(signal.SIGINT, 130, "clf: interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_a_signal_that_arrives_where_python_ignores_exceptions_is_not_lost(number, code, printed):
+    script = f"""
+import signal, time, weakref
+import click
+from clf_runtime.command import execute
+
+class Thing:
+    def __del__(self):
+        raise ValueError("another error that is ignored")
+
+@click.command("clf")
+def command():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: signal.raise_signal({int(number)}))
+    del thing
+    time.sleep(60)
+
+execute(command)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.returncode == code
+    shown = done.stderr.splitlines(keepends=True)
+    assert "ValueError: another error that is ignored\n" in shown
+    assert "".join(shown[shown.index("ValueError: another error that is ignored\n") + 1 :]) == printed
+    assert "KeyboardInterrupt" not in done.stderr
+
+
 def test_shell_completion_is_available(command):
     done = command("clf-run", _CLF_RUN_COMPLETE="bash_source")
     assert done.code == 0

@@ -163,8 +163,9 @@ def test_a_closed_output_pipe_is_success(home):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_one_line_and_exit_code_4(home):
-    command = f"'{BIN}/clf-run' artifacts/samples > /dev/full"
+@pytest.mark.parametrize("setting", ["", "PYTHONUNBUFFERED=1"])
+def test_a_full_disk_is_one_line_and_exit_code_4(home, setting):
+    command = f"{setting} '{BIN}/clf-run' artifacts/samples > /dev/full"
     done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True)
     assert done.returncode == 4
     assert done.stderr.strip().splitlines() == [

@@ -1,16 +1,19 @@
 """INT8 beside FP32 for trained models: size, latency, and accuracy on the test split.
 
-usage: int8.py ARTIFACTS...
+usage: int8.py [--only-avx2] ARTIFACTS...
 
 Each folder is the result of a finished clf-train; clf-export replaces its model.onnx and model.int8.onnx. Rows of other
-folders and of other machines stay in the table. Latencies are medians, with both files timed in turn.
+folders and of other machines stay in the table. Latencies are medians, with both files timed in turn. With --only-avx2,
+nothing newer is used on a processor that can hide it (only_avx2.c; needs cc).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -22,6 +25,7 @@ from clf_export.latency import measure_latencies_ms
 from clf_runtime import Classifier
 
 SECONDS = 10.0  # of timing, per file
+ONLY_AVX2 = "CLF_BENCHMARK_ONLY_AVX2"  # set in the process that must not use newer instructions
 
 
 def measure(folder: Path) -> dict[str, object]:
@@ -37,7 +41,7 @@ def measure(folder: Path) -> dict[str, object]:
     fp32_ms, int8_ms = measure_latencies_ms([partial(classifier.run, image) for classifier in classifiers], SECONDS)
     return {
         "model": f"{spec.architecture} on {folder.name}, {spec.preprocess.height}x{spec.preprocess.width}",
-        "machine": machine(),
+        "machine": machine() + (", only AVX2 used" if ONLY_AVX2 in os.environ else ""),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "quantization": int8["quantization"],
         "size ratio": round(fp32["size_bytes"] / int8["size_bytes"], 2),
@@ -50,8 +54,21 @@ def measure(folder: Path) -> dict[str, object]:
     }
 
 
+def run_with_only_avx2(folders: list[str]) -> None:
+    """Run this script again in a process that sees no newer instructions."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "only_avx2.so"
+        source = Path(__file__).with_name("only_avx2.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+        env = os.environ | {"LD_PRELOAD": str(library), ONLY_AVX2: "1"}
+        subprocess.run([sys.executable, __file__, *folders], check=True, env=env)
+
+
 def main() -> None:
     """Measure and save the results."""
+    if sys.argv[1:2] == ["--only-avx2"]:
+        run_with_only_avx2(sys.argv[2:])
+        return
     path = RESULTS / "int8.json"
     before = json.loads(path.read_text())["result"] if path.exists() else []
     rows = {(row["model"], row["machine"]): row for row in before}

@@ -203,6 +203,7 @@ def test_a_usage_error_that_nobody_can_read_still_ends_with_2(home, redirection)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals of this kind")
 def test_results_do_not_depend_on_a_terminal_that_is_closed_meanwhile(home, samples, tmp_path):
     controller, terminal = os.openpty()
     command = [BIN / "clf-run", samples[0], "none.png", "-", samples[1], "-o", tmp_path / "results.txt"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import BIN
+from conftest import BIN, HAS_LOCKS
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.cli import command as clf_run
@@ -60,6 +60,7 @@ class Watcher:
         return self.process.returncode, err
 
 
+@on_linux  # elsewhere, a file that has not changed for two seconds counts as complete
 def test_files_are_classified_once_when_they_are_complete_and_moved(tmp_path, model, samples):
     watcher = Watcher(tmp_path, model, "--move-to", "done")
     assert watcher.first_line == "clf-run: watching in; 0 of 0 images have results\n"
@@ -352,6 +353,7 @@ def test_a_file_of_something_else_is_not_touched(tmp_path, content):
     assert path.read_text() == content
 
 
+@pytest.mark.skipif(not HAS_LOCKS, reason="no file locks")
 def test_two_processes_cannot_write_the_same_results(tmp_path):
     path = tmp_path / "results.jsonl"
     with Results(path), pytest.raises(MachineError, match="another clf-run writes this file"), Results(path):

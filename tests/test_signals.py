@@ -17,7 +17,7 @@ COMMANDS = {
     "clf-bench": ("--rounds", "1", "--seconds", "0"),
     "clf-eval": ("--data", "artifacts/samples"),
     "clf-train": ("-a", "new", "--epochs", "0.1"),
-    "clf-import": ("-a", "new", "--model", "tiny-convnet", "--weights", "none.pt", "--data", "digits"),
+    "clf-import": ("-a", "new", "--model", "tiny-convnet", "--weights", "none.pt", "--labels", "a,b"),
     "clf-export": ("-a", "none"),
 }
 
@@ -63,8 +63,14 @@ def interrupt(command: Sequence[object], home: Path, number: int, after_s: float
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_signal_at_any_moment_of_the_start_shows_no_traceback_of_ours(home, command, number):
     """Python itself prints one if Ctrl-C arrives while it starts, before it runs anything of ours."""
+    arguments = [BIN / command, *COMMANDS[command]]
+    undisturbed = subprocess.run(arguments, cwd=home, capture_output=True).returncode
     for milliseconds in range(10, 201, 10):
-        code, printed = interrupt([BIN / command, *COMMANDS[command]], home, number, milliseconds / 1000)
-        assert code in (-number, 128 + number, *((1,) if "init_import_site" in printed else ())), printed
+        code, printed = interrupt(arguments, home, number, milliseconds / 1000)
+        if "init_import_site" in printed:
+            assert code in (1, -number, 128 + number), printed
+        else:
+            assert code in (undisturbed, -number, 128 + number), printed  # on a fast machine, some have ended by then
+            assert "Exception ignored" not in printed, printed
         # The entry point's first statement, before which there is the package's own file.
         assert not any(f"{ROOT}/{part}" in printed for part in ("train/", "export/", "runtime/clf_runtime/c"))

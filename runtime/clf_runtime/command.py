@@ -265,8 +265,7 @@ def _run(command: click.Command, program: str) -> int:
     # Not command.main(), which exits with 1 if the output pipe is closed.
     try:
         _handle_signals()
-        with command.make_context(program, sys.argv[1:]) as context:
-            code = command.invoke(context)
+        code = _call(command, program)
         sys.stdout.flush()
         return code if isinstance(code, int) else EXIT_OK
     except click.exceptions.Exit as exit_:
@@ -283,6 +282,18 @@ def _run(command: click.Command, program: str) -> int:
         return EXIT_OK  # the reader needs no more
     except Exception as error:
         return _report(error, program)
+
+
+def _call(command: click.Command, program: str) -> object:
+    """Call a command with `sys.argv`, and return what it returns."""
+    try:
+        with command.make_context(program, sys.argv[1:]) as context:
+            return command.invoke(context)
+    except ImportError as error:
+        # What a signal raises while a compiled module is initialized.
+        if isinstance(error.__cause__, (KeyboardInterrupt, SystemExit)):
+            raise error.__cause__ from None
+        raise
 
 
 def _report(error: Exception, program: str) -> int:

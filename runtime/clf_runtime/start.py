@@ -4,7 +4,6 @@ from __future__ import annotations
 
 # Not signal: its enums take 3 ms to import, in which Ctrl-C would still print a traceback.
 import _signal as signal  # type: ignore[import-not-found,unused-ignore]
-from importlib import import_module
 
 
 def start(module: str) -> None:
@@ -15,6 +14,8 @@ def start(module: str) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a command in the background ignores it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from importlib import import_module  # after that, because it imports more
+
     import_module(module).main()
 
 

@@ -463,6 +463,25 @@ execute(command)
     assert "KeyboardInterrupt" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("cause", "code", "printed"), [("KeyboardInterrupt()", 130, "clf: interrupted\n"), ("SystemExit(143)", 143, "")]
+)
+def test_a_signal_while_a_compiled_module_is_initialized_ends_as_any_other(cause, code, printed):
+    # onnxruntime's module makes an ImportError of any exception.
+    script = f"""
+import click
+from clf_runtime.command import execute
+
+@click.command("clf")
+def command():
+    raise ImportError("initialization failed") from {cause}
+
+execute(command)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, printed)
+
+
 def test_shell_completion_is_available(command):
     done = command("clf-run", _CLF_RUN_COMPLETE="bash_source")
     assert done.code == 0

@@ -13,6 +13,7 @@ import pytest
 from conftest import BIN, CommandResult, Zygote, run_command
 from odd_images import drawing
 
+from clf_runtime import folders
 from clf_train.models.saved import load_saved_model
 
 OPTIONS = ("--model", "tiny-convnet", "--epochs", "0.1")
@@ -38,6 +39,8 @@ def assert_interrupted_without_a_loss(done: CommandResult, folder: Path) -> None
     assert done.err.splitlines()[-1].startswith("clf-train: interrupted")
     assert "Traceback" not in done.err
     load_saved_model(folder / "artifacts")  # complete, with the digest of its spec
+    with folders.locked_folder(folder / "artifacts", "the next command"):
+        pass  # nobody holds the lock, whose file may still be there
     assert not list((folder / "artifacts").glob(".*"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -67,10 +68,8 @@ def test_a_signal_at_any_moment_of_the_start_shows_no_traceback_of_ours(home, co
     undisturbed = subprocess.run(arguments, cwd=home, capture_output=True).returncode
     for milliseconds in range(10, 201, 10):
         code, printed = interrupt(arguments, home, number, milliseconds / 1000)
-        if "init_import_site" in printed:
-            assert code in (1, -number, 128 + number), printed
-        else:
-            assert code in (undisturbed, -number, 128 + number), printed  # on a fast machine, some have ended by then
-            assert "Exception ignored" not in printed, printed
-        # The entry point's first statement, before which there is the package's own file.
-        assert not any(f"{ROOT}/{part}" in printed for part in ("train/", "export/", "runtime/clf_runtime/c"))
+        # 1: in Python's own start; on a fast machine, some have ended before the signal
+        assert code in (-number, 128 + number, undisturbed) or (code == 1 and "clf_" not in printed), printed
+        assert "Exception ignored" not in printed, printed
+        files = set(re.findall(rf'File "{re.escape(str(ROOT))}/(?:train|export|runtime)/\w+/(.*?)"', printed))
+        assert files <= {"start.py", "__init__.py"}, printed  # they come before the first statement of the entry point

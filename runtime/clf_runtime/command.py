@@ -289,8 +289,9 @@ def _call(command: click.Command, program: str) -> object:
     try:
         with command.make_context(program, sys.argv[1:]) as context:
             return command.invoke(context)
-    except ImportError as error:
-        # What a signal raises while a compiled module is initialized.
+    except Exception as error:
+        # Python and compiled modules raise an error of their own from what a signal raises: from Error calling
+        # __set_name__ to ImportError: initialization failed.
         if isinstance(error.__cause__, (KeyboardInterrupt, SystemExit)):
             raise error.__cause__ from None
         raise

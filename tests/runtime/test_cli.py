@@ -463,18 +463,18 @@ execute(command)
     assert "KeyboardInterrupt" not in done.stderr
 
 
+@pytest.mark.parametrize("error", ["ImportError", "RuntimeError"])
 @pytest.mark.parametrize(
     ("cause", "code", "printed"), [("KeyboardInterrupt()", 130, "clf: interrupted\n"), ("SystemExit(143)", 143, "")]
 )
-def test_a_signal_while_a_compiled_module_is_initialized_ends_as_any_other(cause, code, printed):
-    # onnxruntime's module makes an ImportError of any exception.
+def test_a_signal_that_becomes_the_cause_of_an_error_ends_as_any_other(error, cause, code, printed):
     script = f"""
 import click
 from clf_runtime.command import execute
 
 @click.command("clf")
 def command():
-    raise ImportError("initialization failed") from {cause}
+    raise {error}("initialization failed") from {cause}
 
 execute(command)
 """

@@ -18,7 +18,7 @@ from conftest import BIN, ROOT, create_environment, run_checked
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 OLDEST = PYTHONS[0]
 
-# What the tests import, beside the wheel and its [cpu].
+# What the tests import, beside the wheel and its extras.
 TOOLS = ("pytest", "pytest-xdist", "hypothesis", "onnx", "pyarrow", "scikit-learn", "matplotlib")
 PINNED = ("--constraint", str(ROOT / "requirements/dev.txt"))
 LOWEST = ("--resolution", "lowest-direct", "--only-binary", ":all:")
@@ -86,12 +86,13 @@ def export(environment: Path, folder: Path, *precisions: str) -> None:
 @pytest.mark.parametrize("version", PYTHONS)
 def test_the_runtime_passes_its_tests_in_every_python(version, wheel, built, tmp_path):
     python = require_python(version)
-    environment = create_environment(tmp_path / "venv", f"{wheel}[cpu]", *TOOLS, options=PINNED, python=python)
+    needs = f"{wheel}[cpu,serve,watch]"
+    environment = create_environment(tmp_path / "venv", needs, *TOOLS, options=PINNED, python=python)
     run_the_tests_of_the_runtime(environment, built)
 
 
 def test_the_runtime_passes_its_tests_with_the_oldest_dependencies(wheel, built, tmp_path):
-    environment = create_oldest(tmp_path / "venv", wheel, ("cpu", "parquet"))
+    environment = create_oldest(tmp_path / "venv", wheel, ("cpu", "serve", "watch", "parquet"))
     frozen = tmp_path / "frozen.txt"
     frozen.write_text(run_checked(BIN / "uv", "pip", "freeze", "--python", environment / "bin/python").stdout)
     kept = [line for line in frozen.read_text().splitlines() if "==" in line]

@@ -67,7 +67,8 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gener
 
 def is_given(context: click.Context, name: str) -> bool:
     """Return whether a parameter is in the command line."""
-    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    is_from_there = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    return is_from_there and context.params.get(name) != ()  # click 8.1.0 says so of arguments that are not there, too
 
 
 def raise_if_given(context: click.Context, names: Collection[str], reason: str) -> None:

@@ -34,10 +34,10 @@ lint: setup
 check: export OMP_NUM_THREADS = 1
 check: setup
 	coverage erase
-	coverage run -m pytest -n 2 --dist loadscope tests/runtime tests/serve
+	coverage run -m pytest -n 2 --dist loadscope tests/runtime tests/serve tests/deploy
 	coverage combine --quiet
 	coverage report
-	pytest -n 2 --dist loadscope --ignore tests/runtime --ignore tests/serve
+	pytest -n 2 --dist loadscope --ignore tests/runtime --ignore tests/serve --ignore tests/deploy
 
 # Clean environments with the wheel, the large networks of torchvision, 10,000 images, more of torchrun: 7 minutes.
 test-slow: export OMP_NUM_THREADS = 1

@@ -13,6 +13,7 @@ import click
 import pytest
 from conftest import BIN
 
+from clf_deploy.cli import command as deploy_command
 from clf_export.cli import command as export_command
 from clf_runtime import Classifier, errors
 from clf_runtime.bench.cli import command as bench_command
@@ -36,39 +37,48 @@ COMMANDS = {
         eval_command,
         bench_command,
         serve_command,
+        deploy_command,
     )
 }
+# The commands of the group, by both words.
+SUBCOMMANDS = {f"{deploy_command.name} {name}": command for name, command in deploy_command.commands.items()}
 
 
 def flags(command: click.Command) -> set[str]:
     return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
+NAME = "clf-(?:train|import|export|run|eval|bench|serve|deploy)"
+
+
 def mentions(text: str) -> list[tuple[str, set[str]]]:
     """Return every command line in a text: the command, and its options up to the next command or the line's end."""
     found = []
     for line in text.splitlines():
-        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|eval|bench|serve)\b(?! -m))", line):
-            name = re.match(r"(clf-(?:train|import|export|run|eval|bench|serve))\b", segment)
+        for segment in re.split(rf"(?=\b{NAME}\b(?! -m))", line):
+            name = re.match(rf"{NAME}\b(?: (?:{'|'.join(deploy_command.commands)})\b)?", segment)
             if name:
                 code = re.split(r"[|;`&]| && ", segment)[0]
-                found.append((name.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))
+                found.append((name.group(), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))
     return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_on_a_page_exists(page):
     for command, used in mentions(page.read_text()):
-        assert command in COMMANDS
-        unknown = {flag for flag in used - flags(COMMANDS[command]) if not flag.startswith("--no-")}
+        unknown = {flag for flag in used - flags((COMMANDS | SUBCOMMANDS)[command]) if not flag.startswith("--no-")}
         assert not unknown, f"{page.name}: {command} has no {unknown}"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS | SUBCOMMANDS)
 def test_the_command_reference_covers_every_option(name):
     text = (ROOT / "docs/commands.md").read_text()
-    section = text.partition(f"## {name}")[2].partition("\n## ")[0] + text.partition("## clf-train")[0]
-    long = {flag for flag in flags(COMMANDS[name]) if flag.startswith("--")} - {"--help", "--version"}
+    heading = f"\n### {name}\n" if name in SUBCOMMANDS else f"\n## {name}\n"
+    assert heading in text
+    section = text.partition(heading)[2].partition("\n## ")[0] + text.partition("## clf-train")[0]
+    if name in SUBCOMMANDS:
+        section = section.partition("\n### ")[0]
+    long = {flag for flag in flags((COMMANDS | SUBCOMMANDS)[name]) if flag.startswith("--")} - {"--help", "--version"}
     assert not {flag for flag in long if flag not in section}
 
 
@@ -78,7 +88,7 @@ def test_the_examples_in_the_help_are_valid_commands(name):
     assert len(examples) >= 3
     for example in examples:
         for command, used in mentions(example):
-            assert used <= flags(COMMANDS[command])
+            assert used <= flags((COMMANDS | SUBCOMMANDS)[command])
 
 
 def test_the_exit_codes_match_the_code():
@@ -134,7 +144,13 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
 def test_every_file_in_the_architecture_exists():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     table = text.partition("## What lives where")[2].partition("## Decisions")[0]
-    packages = {"clf_runtime": "runtime", "clf_serve": "runtime", "clf_train": "train", "clf_export": "export"}
+    packages = {
+        "clf_runtime": "runtime",
+        "clf_serve": "runtime",
+        "clf_deploy": "runtime",
+        "clf_train": "train",
+        "clf_export": "export",
+    }
     for row in filter(lambda line: line.startswith("|"), table.splitlines()):
         folder = None
         for name in re.findall(r"`([\w/]+\.(?:py|html\.j2))`", row):

@@ -96,6 +96,9 @@ _EXTRAS = {
     "uvicorn": "serve",
     "httptools": "serve",
     "prometheus_client": "serve",
+    "cryptography": "verify",
+    "model_signing": "sign",
+    "OpenSSL": "sign",
 }
 
 _UNTIL_REPEATED_S = 0.01  # a signal whose exception was ignored

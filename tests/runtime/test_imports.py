@@ -35,7 +35,7 @@ def modules_after(code: str) -> set[str]:
     "module",
     [
         *("clf_runtime.cli", "clf_runtime.evaluation.cli", "clf_runtime.bench.cli"),
-        *("clf_serve.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"),
+        *("clf_serve.cli", "clf_deploy.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--help", "--version"])

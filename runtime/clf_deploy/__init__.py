@@ -1,0 +1,1 @@
+"""From the workstation to devices: sign, verify, install and activate models. The command is `clf-deploy`."""

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from clf_deploy.signing.command import verify
+from clf_deploy.signing.command import keygen, sign, verify
 from clf_runtime import __version__
 from clf_runtime.command import execute
 
@@ -18,9 +18,9 @@ from clf_runtime.command import execute
     "clf-deploy",
     epilog="""\b
 Examples:
-  clf-deploy verify model.onnx
-  clf-deploy verify artifacts/model.onnx artifacts/model.int8.onnx
-  clf-deploy verify --help
+  clf-deploy keygen fleet.pem
+  clf-deploy sign artifacts/model.onnx --key fleet.pem
+  clf-deploy verify model.onnx --require-signature fleet.pub.pem
 
 \b
 Exit codes: 0 success, 2 usage error, 3 the model is rejected, 4 this machine
@@ -31,7 +31,7 @@ def command() -> None:
     """Bring models to devices."""
 
 
-for _subcommand in (verify,):
+for _subcommand in (keygen, sign, verify):
     command.add_command(_subcommand)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,7 @@ class Classifier:
         threads: int | None = None,
         workers: int = 1,
         max_image_bytes: int = MAX_IMAGE_BYTES,
+        require_signature: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     ) -> Classifier:
         """Load an exported ONNX file, after verifying its digest and its spec.
 
@@ -98,14 +99,17 @@ class Classifier:
                 lowest latency. With as many as `threads`, each core works on images of its own: the highest throughput.
             max_image_bytes: The memory that decoding and resizing one image may take, estimated from its header; an
                 image that needs more is an ImageError of the kind `"too-large"`.
+            require_signature: Public keys (PEM files), one of which must have signed the model. Verifying needs the
+                extra `[verify]`. A policy of the machine applies in any case.
 
         Returns:
             The loaded model.
 
         Raises:
-            InvalidModelError: The file is missing, damaged, from another tool, or too new for this onnxruntime.
-            MachineError: The device does not work on this machine.
-            UsageError: The device is unknown.
+            InvalidModelError: The file is missing, damaged, from another tool, too new for this onnxruntime, or not
+                signed as required.
+            MachineError: The device does not work on this machine, or its policy cannot be read.
+            UsageError: The device is unknown, or a public key is not one.
             OSError: The file cannot be read.
 
         Examples:
@@ -113,9 +117,12 @@ class Classifier:
             >>> on_gpu = Classifier.load("model.onnx", device="cuda:0")  # doctest: +SKIP
         """
         threads = max(1, usable_cores() if threads is None else threads)
-        file, session = _open_unchanged(Path(model), device, max(1, threads // workers))
-        _check_graph_matches_spec(file, session)
-        return cls(file, session, workers, max_image_bytes)
+        if isinstance(require_signature, (str, os.PathLike)):
+            require_signature = (require_signature,)
+        keys = tuple(map(Path, require_signature))
+        opened = _open_unchanged(lambda: onnx_file.read_trusted(Path(model), keys), device, max(1, threads // workers))
+        _check_graph_matches_spec(*opened)
+        return cls(*opened, workers, max_image_bytes)
 
     @property
     def sha256(self) -> str:
@@ -288,12 +295,19 @@ def _path(image: ImageInput) -> str | None:
     return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
 
 
-def _open_unchanged(path: Path, device: str, threads: int) -> tuple[OnnxFile, Session]:
+def load_own(path: Path) -> Classifier:
+    """Load a file that this process has written, on the CPU: no signature is required yet. Raises as `load` does."""
+    opened = _open_unchanged(lambda: onnx_file.read(path), "cpu", usable_cores())
+    _check_graph_matches_spec(*opened)
+    return Classifier(*opened, workers=1)
+
+
+def _open_unchanged(read: Callable[[], OnnxFile], device: str, threads: int) -> tuple[OnnxFile, Session]:
     """Open a model, again if it is replaced between its digest and its opening, as by an update of the device."""
     attempts = _ATTEMPTS
     while True:
-        file = onnx_file.read(path)
         try:
+            file = read()
             return file, Session(file, device, threads)
         except ModelChangedError:
             attempts -= 1

@@ -11,7 +11,15 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.artifacts import ONNX
-from clf_runtime.command import ARTIFACTS_OPTION, MAX_IMAGE_BYTES_OPTION, Duration, execute, raise_if_given, say
+from clf_runtime.command import (
+    ARTIFACTS_OPTION,
+    MAX_IMAGE_BYTES_OPTION,
+    REQUIRE_SIGNATURE_OPTION,
+    Duration,
+    execute,
+    raise_if_given,
+    say,
+)
 from clf_runtime.errors import EXIT_INVALID, EXIT_OK, EXIT_SOME_FAILED, escape
 
 if TYPE_CHECKING:
@@ -79,6 +87,7 @@ Exit codes: 0 success, 1 some images failed, 2 usage error, 3 invalid model,
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Number of images per inference call."
 )
 @MAX_IMAGE_BYTES_OPTION
+@REQUIRE_SIGNATURE_OPTION
 @click.option("--stream", is_flag=True, help="Classify the frames of a camera or a video on stdin; prints jsonl.")
 @click.option(
     "--latest/--every",
@@ -116,6 +125,7 @@ def command(
     threads: int | None,
     batch_size: int,
     max_image_bytes: int,
+    require_signature: tuple[str, ...],
     stream: bool,
     keeps_latest: bool,
     on_change: bool,
@@ -134,12 +144,13 @@ def command(
     from pathlib import Path
 
     path = Path(model) if model is not None else Path(artifacts) / ONNX
+    keys = tuple(map(Path, require_signature))
     if doctor:
-        return _print_doctor(path, model is not None, output_format, device)
+        return _print_doctor(path, model is not None, output_format, device, keys)
     if info:
-        return _print_info(path, output_format, device)
+        return _print_info(path, output_format, device, keys)
     if self_test:
-        return _print_self_test(path, output_format, device, threads)
+        return _print_self_test(path, output_format, device, threads, keys)
     context = click.get_current_context()
     _check_options(context)
     if watch is not None:
@@ -168,12 +179,13 @@ def command(
             resume=resume,
             annotate=None if annotate is None else Path(annotate),
             server=server,
+            require_signature=keys,
         )
     )
 
 
 # What a service decides by its own options.
-_OPTIONS_OF_A_SERVICE = ("model", "device", "threads", "batch_size", "annotate")
+_OPTIONS_OF_A_SERVICE = ("model", "device", "threads", "batch_size", "annotate", "require_signature")
 
 
 def _check_options(context: click.Context) -> None:
@@ -199,11 +211,11 @@ def main() -> NoReturn:
     execute(command, exit_immediately=True)
 
 
-def _print_info(path: Path, output_format: str, device: str) -> int:
+def _print_info(path: Path, output_format: str, device: str, keys: tuple[Path, ...]) -> int:
     from clf_runtime import onnx_file
     from clf_runtime.diagnostics import info
 
-    file = onnx_file.read(path)
+    file = onnx_file.read_trusted(path, keys)
     placement = info.find_placement(file, device)
     if output_format == "text":
         click.echo(info.table(file, placement))
@@ -214,13 +226,13 @@ def _print_info(path: Path, output_format: str, device: str) -> int:
     return EXIT_OK
 
 
-def _print_self_test(path: Path, output_format: str, device: str, threads: int | None) -> int:
+def _print_self_test(path: Path, output_format: str, device: str, threads: int | None, keys: tuple[Path, ...]) -> int:
     from clf_runtime.classifier import Classifier
     from clf_runtime.diagnostics.selftest import run_self_test
     from clf_runtime.session import silence_log
 
     silence_log()
-    classifier = Classifier.load(path, device=device, threads=threads)
+    classifier = Classifier.load(path, device=device, threads=threads, require_signature=keys)
     if classifier.warning:
         say(f"clf-run: {classifier.warning}")
     result = run_self_test(classifier)
@@ -233,10 +245,10 @@ def _print_self_test(path: Path, output_format: str, device: str, threads: int |
     return EXIT_OK if result.passed else EXIT_INVALID
 
 
-def _print_doctor(path: Path, is_named: bool, output_format: str, device: str) -> int:
+def _print_doctor(path: Path, is_named: bool, output_format: str, device: str, keys: tuple[Path, ...]) -> int:
     from clf_runtime.diagnostics import doctor
 
-    findings = doctor.examine(path, is_named, device)
+    findings = doctor.examine(path, is_named, device, keys)
     click.echo(doctor.table(findings) if output_format == "text" else doctor.to_json(findings))
     return doctor.exit_code(findings)
 

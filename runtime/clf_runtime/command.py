@@ -49,6 +49,13 @@ MAX_IMAGE_BYTES_OPTION = click.option(
     help="Memory that decoding and resizing one image may take.",
 )
 
+REQUIRE_SIGNATURE_OPTION = click.option(
+    "--require-signature",
+    multiple=True,
+    metavar="PUBLIC.pem",
+    help="Open a model only if the owner of this key has signed it; repeat for several keys, any of which will do.",
+)
+
 
 class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # generic from click 8.5 on
     """A number with a unit: ms, s or min."""

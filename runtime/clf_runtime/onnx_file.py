@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +43,10 @@ _MAX_DEPTH = 100
 
 # Loading OpenSSL takes 4.7 ms and 3.6 MB, and saves 3.5 ms per MB.
 _WITHOUT_OPENSSL_BYTES = 1_300_000
+
+# What this machine requires of models; see policy.py.
+POLICY_PATH = "/etc/clf-edge/policy.toml"
+POLICY_VARIABLE = "CLF_POLICY"
 
 # What the system says of a path that cannot be read like a file: a loop of links, files of /proc and /sys.
 _NOT_A_FILE_ERRNOS = frozenset((errno.ELOOP, errno.EINVAL, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP, errno.ESPIPE))
@@ -77,6 +81,7 @@ class OnnxFile:
         path: The file.
         size_bytes: Its size.
         sha256: The digest in its footer, hexadecimal.
+        file_sha256: The SHA-256 of the complete file, footer included, hexadecimal.
         ir_version: The version of ONNX's intermediate representation.
         opset: The version of the standard operators.
         metadata: Key → value of all metadata.
@@ -87,6 +92,7 @@ class OnnxFile:
     path: Path
     size_bytes: int
     sha256: str
+    file_sha256: str
     ir_version: int
     opset: int
     metadata: Mapping[str, str] = field(repr=False)
@@ -157,7 +163,7 @@ def read(path: Path) -> OnnxFile:
             size = file.seek(0, os.SEEK_END)
             if size == 0:
                 raise InvalidModelError(f"{path}: the file is empty; export it again")
-            sha256 = _verify_digest(path, file, size)
+            digests = _verify_digest(path, file, size)
             # Not closed explicitly: the traceback of an error still holds slices of it, and frees it with the last one.
             content = system.map_file(file)
     except FileNotFoundError:
@@ -170,7 +176,39 @@ def read(path: Path) -> OnnxFile:
         raise InvalidModelError(
             f"{path}: not a file ({format_reason(error)}); expected an ONNX file from clf-export"
         ) from None
-    return _parse(path, content, _Verified(sha256, identity))
+    return _parse(path, content, _Verified(digests, identity))
+
+
+def read_trusted(path: Path, keys: Sequence[Path]) -> OnnxFile:
+    """Read a file as `read` does, and verify its signature if one is required.
+
+    Args:
+        path: An ONNX file that clf-export wrote.
+        keys: Public keys, one of which must have signed it; none if only the policy of this machine decides.
+
+    Raises:
+        InvalidModelError: As of `read`; or it has no valid signature.
+        MachineError: The policy cannot be read.
+        UsageError: A key is not one.
+        OSError: A file cannot be read.
+    """
+    file = read(path)
+    if keys or os.environ.get(POLICY_VARIABLE) or has_policy():  # without these, no module is imported
+        from clf_runtime import policy
+
+        policy.enforce(file, keys)
+    return file
+
+
+def has_policy() -> bool:
+    """Return whether this machine has a policy for all of its users."""
+    try:
+        os.lstat(POLICY_PATH)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # reading it will fail, and so will opening a model
+    return True
 
 
 def identify(path: Path) -> tuple[int, ...]:
@@ -185,15 +223,15 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _verify_digest(path: Path, file: BinaryIO, size: int) -> str | None:
-    """Return the SHA-256 in the footer, or None if there is no footer."""
+def _verify_digest(path: Path, file: BinaryIO, size: int) -> tuple[str, str] | None:
+    """Return the SHA-256 in the footer and that of the complete file, or None if there is no footer."""
     file.seek(max(0, size - FOOTER_BYTES))
     tail = file.read()
     if len(tail) < FOOTER_BYTES or not tail.startswith(footer("0" * 64)[:-64]):
         return None
     expected = tail[-64:].decode("ascii", "replace")
     # In pieces: all of a mapping would count as this process's memory.
-    digest, remaining = _new_sha256(size), size - FOOTER_BYTES
+    digest, remaining = new_sha256(size), size - FOOTER_BYTES
     file.seek(0)
     while remaining and (piece := file.read(min(remaining, _PIECE_BYTES))):
         digest.update(piece)
@@ -203,10 +241,11 @@ def _verify_digest(path: Path, file: BinaryIO, size: int) -> str | None:
             f"{path}: digest does not match its content (damaged, or changed after export); "
             "copy it again or export it again"
         )
-    return expected
+    digest.update(tail)
+    return expected, digest.hexdigest()
 
 
-def _new_sha256(size_bytes: int) -> Any:
+def new_sha256(size_bytes: int) -> Any:
     """Return a new SHA-256 for so many bytes: for few of them Python's own, which is slower but needs no OpenSSL."""
     if size_bytes <= _WITHOUT_OPENSSL_BYTES:
         with contextlib.suppress(ImportError):
@@ -217,9 +256,9 @@ def _new_sha256(size_bytes: int) -> Any:
 
 
 class _Verified(NamedTuple):
-    """The digest of a file, None if it has none, and the identity of the file that has it."""
+    """The digests of a file, None if it has no footer, and the identity of the file that has them."""
 
-    sha256: str | None
+    digests: tuple[str, str] | None
     identity: tuple[int, ...]
 
 
@@ -285,7 +324,7 @@ def _parse(path: Path, content: memoryview, verified: _Verified) -> OnnxFile:
             f"{path}: no {SPEC_KEY} in its metadata, so its labels and its preprocessing are unknown; "
             "export it with clf-export"
         )
-    if verified.sha256 is None:
+    if verified.digests is None:
         raise InvalidModelError(
             f"{path}: its last {FOOTER_BYTES} bytes are not the expected digest "
             "(truncated, or rewritten by another tool); copy it again or export it again"
@@ -298,7 +337,8 @@ def _parse(path: Path, content: memoryview, verified: _Verified) -> OnnxFile:
     return OnnxFile(
         path=path,
         size_bytes=len(content),
-        sha256=verified.sha256,
+        sha256=verified.digests[0],
+        file_sha256=verified.digests[1],
         ir_version=header.ir_version,
         opset=header.opsets.get("", 0),
         metadata=metadata,

@@ -52,6 +52,7 @@ class RunOptions(NamedTuple):
     resume: bool
     annotate: Path | None
     server: str | None  # the address of a clf-serve that classifies; `model` and what follows from it do not matter
+    require_signature: tuple[Path, ...]  # public keys, one of which must have signed the model
 
 
 class RunStatistics:
@@ -227,6 +228,7 @@ def _load_model(options: RunOptions, is_single: bool) -> Classifier:
         threads=cores,
         workers=1 if is_single else cores,  # one image uses all cores; of many, each core has its own
         max_image_bytes=options.max_image_bytes,
+        require_signature=options.require_signature,
     )
 
 

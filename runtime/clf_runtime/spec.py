@@ -140,6 +140,8 @@ class ModelSpec:
         temperature: The graph divides the logits by it before the softmax (Guo et al. 2017).
         metrics: What the model reached on its test images; None if they were never measured.
         provenance: Where the model comes from; None if unknown.
+        serial: The place of the model in the sequence of its versions: a device that has had a higher one refuses it;
+            None if it has none.
         format: The version of the spec's format.
     """
 
@@ -150,6 +152,7 @@ class ModelSpec:
     temperature: float
     metrics: Metrics | None
     provenance: Provenance | None
+    serial: int | None = None
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:
@@ -159,6 +162,8 @@ class ModelSpec:
             # Readers that are older than the field reject it, so it is only written if it says something.
             if self.provenance is not None and getattr(self.provenance, key) is None:
                 del content["provenance"][key]
+        if self.serial is None:
+            del content["serial"]
         return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True)
 
     @classmethod
@@ -297,6 +302,7 @@ def _parse_spec(fields: _Fields, source: str) -> ModelSpec:
         temperature=fields.number("temperature", 0, above=True),
         metrics=_parse_metrics(fields.nested_or_null("metrics")),
         provenance=_parse_provenance(fields.nested_or_null("provenance")),
+        serial=fields.integer("serial", 0) if fields.has("serial") else None,
     )
     fields.check_all_read()
     return spec

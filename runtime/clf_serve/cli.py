@@ -11,7 +11,14 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.artifacts import ONNX
-from clf_runtime.command import ARTIFACTS_OPTION, MAX_IMAGE_BYTES_OPTION, Duration, execute, say
+from clf_runtime.command import (
+    ARTIFACTS_OPTION,
+    MAX_IMAGE_BYTES_OPTION,
+    REQUIRE_SIGNATURE_OPTION,
+    Duration,
+    execute,
+    say,
+)
 
 if TYPE_CHECKING:
     from clf_serve.options import ServeOptions
@@ -84,6 +91,7 @@ Exit codes: 0 stopped, all accepted requests answered; 2 usage error, 3 invalid 
     help="Largest body of a request.",
 )
 @MAX_IMAGE_BYTES_OPTION
+@REQUIRE_SIGNATURE_OPTION
 @click.option(
     "--max-connections", type=click.IntRange(1), default=4096, show_default=True, help="Connections open at once."
 )
@@ -107,6 +115,7 @@ def command(
     timeout: float,
     max_body_bytes: int,
     max_image_bytes: int,
+    require_signature: tuple[str, ...],
     max_connections: int,
 ) -> None:
     """Serve an exported model over HTTP: images in, predictions out.
@@ -126,11 +135,11 @@ def command(
     if not timeout:
         raise click.UsageError("--timeout must be longer than 0s.")
     file = path(model) or Path(artifacts) / ONNX
-    threads = threads or usable_cores()
+    threads, keys = threads or usable_cores(), tuple(map(Path, require_signature))
     _serve(
         ServeOptions(
             address=Address(host, port, path(unix), path(tls_cert), path(tls_key)),
-            model=ModelOptions(file, name or file.stem, device, threads, max_image_bytes),
+            model=ModelOptions(file, name or file.stem, device, threads, max_image_bytes, keys),
             batch=BatchOptions(workers or threads, batch_size, max_wait, queue),
             limits=RequestLimits(max_body_bytes, timeout, max_connections),
             token_file=path(token_file),

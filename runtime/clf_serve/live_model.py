@@ -40,6 +40,7 @@ def load_model(options: ModelOptions, workers: int) -> LoadedModel:
         threads=options.threads,
         workers=workers,
         max_image_bytes=options.max_image_bytes,
+        require_signature=options.require_signature,
     )
     result = run_self_test(classifier)
     if not result.passed:

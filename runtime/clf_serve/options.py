@@ -35,6 +35,7 @@ class ModelOptions:
         device: As `clf-run --device`.
         threads: The number of cores.
         max_image_bytes: The memory that decoding and resizing one image may take.
+        require_signature: Public keys, one of which must have signed the model, and each that replaces it.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class ModelOptions:
     device: str
     threads: int
     max_image_bytes: int
+    require_signature: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

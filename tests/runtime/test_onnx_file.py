@@ -279,7 +279,7 @@ def test_the_footer_has_the_80_bytes_of_the_format():
     [(18, 8, "1.15"), (19, 9, "1.16"), (20, 8, "1.17"), (22, 10, "1.21"), (99, 8, None)],
 )
 def test_the_oldest_runtime_follows_from_opset_and_ir(tmp_path, spec, opset, ir_version, version):
-    assert OnnxFile(tmp_path, 1, "", ir_version, opset, {}, spec, ()).oldest_runtime == version
+    assert OnnxFile(tmp_path, 1, "", "", ir_version, opset, {}, spec, ()).oldest_runtime == version
 
 
 def test_the_digest_of_a_large_file_is_verified_too(model, tmp_path):

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from clf_export.exporters.module import INPUT, OUTPUTS
 from clf_export.quiet import quiet
-from clf_runtime.classifier import Classifier
+from clf_runtime.classifier import Classifier, load_own
 from clf_runtime.diagnostics.selftest import SelfTestResult, run_self_test
 from clf_runtime.errors import InvalidModelError, UsageError
 from clf_runtime.onnx_file import RUNTIMES, footer, metadata_entry, parse_version
@@ -49,7 +49,7 @@ class OnnxExporter:
     @staticmethod
     def open(path: Path) -> OnnxModel:
         """Open a file of clf-export by the runtime, as a device does. Raises InvalidModelError, OSError."""
-        return OnnxModel(Classifier.load(path, device="cpu"))
+        return OnnxModel(load_own(path))
 
 
 class OnnxModel:

@@ -11,7 +11,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,17 +45,18 @@ class Finding:
     exit_code: int = EXIT_OK  # what clf-run would exit with because of it
 
 
-def examine(model: Path, is_named: bool, device: str) -> list[Finding]:
+def examine(model: Path, is_named: bool, device: str, keys: Sequence[Path] = ()) -> list[Finding]:
     """Check everything that clf-run needs.
 
     Args:
         model: The model file.
         is_named: Whether it is an error if this file does not exist.
         device: The device that has to work; auto for none but the CPU.
+        keys: Public keys, one of which must have signed the model.
     """
     packages = [_check_package(name) for name in _PACKAGES]
     has_packages = all(finding.status == "ok" for finding in packages)
-    of_model = _check_model(model, is_named, packages[-1].message if has_packages else None)
+    of_model = _check_model(model, is_named, packages[-1].message if has_packages else None, keys)
     findings = [
         Finding("clf-edge", f"{__version__} on Python {platform.python_version()}, {sys.executable}"),
         *packages,
@@ -139,7 +140,7 @@ def _check_memory() -> Finding:
     return Finding("memory", message)
 
 
-def _check_model(path: Path, is_named: bool, runtime: str | None) -> Finding:
+def _check_model(path: Path, is_named: bool, runtime: str | None, keys: Sequence[Path]) -> Finding:
     """Check the model file, also against the version of onnxruntime, if it is installed."""
     if not path.exists():
         if is_named:
@@ -147,7 +148,7 @@ def _check_model(path: Path, is_named: bool, runtime: str | None) -> Finding:
         message = f"{path}: not found, so devices are tried with a small graph"
         return Finding("model", message, "note", "create one with clf-export")
     try:
-        file = onnx_file.read(path)
+        file = onnx_file.read_trusted(path, keys)
     except InvalidModelError as error:
         return Finding("model", str(error), "wrong", "copy it again, or create it again with clf-export", EXIT_INVALID)
     except OSError as error:

@@ -72,6 +72,7 @@ def table(file: OnnxFile, placement: Placement) -> str:
         ("model", str(file.path)),
         ("size", f"{file.size_bytes / 1e6:.2f} MB"),
         ("sha256", file.sha256),
+        *([] if file.spec.serial is None else [("serial", str(file.spec.serial))]),
         *_spec_rows(file.spec),
         ("needs", f"{requirement} (opset {file.opset}, IR {file.ir_version})"),
         *_metrics_rows(file.spec),

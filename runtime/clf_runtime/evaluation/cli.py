@@ -8,7 +8,7 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.artifacts import find_onnx_files
-from clf_runtime.command import ARTIFACTS_OPTION, execute, say
+from clf_runtime.command import ARTIFACTS_OPTION, REQUIRE_SIGNATURE_OPTION, execute, say
 from clf_runtime.errors import EXIT_INVALID, EXIT_OK, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ Exit codes: 0 success, 1 some images were not evaluated, 2 usage error,
     metavar="PCT",
     help="Fail with exit code 3 if the accuracy of a model is lower.",
 )
+@REQUIRE_SIGNATURE_OPTION
 @click.version_option(__version__, prog_name="clf-eval")
 def command(
     models: tuple[str, ...],
@@ -92,6 +93,7 @@ def command(
     output: str | None,
     html: str | None,
     min_accuracy: float | None,
+    require_signature: tuple[str, ...],
 ) -> int:
     """Evaluate exported models on labeled images: accuracy, classes, confusions, calibration and mistakes.
 
@@ -116,6 +118,7 @@ def command(
         threads=threads,
         batch_size=batch_size,
         top=top,
+        require_signature=tuple(map(Path, require_signature)),
     )
     evaluation = _evaluate(options)
     _write_results(evaluation, output_format, target)

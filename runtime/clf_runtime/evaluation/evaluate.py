@@ -52,6 +52,7 @@ class EvalOptions:
     threads: int | None
     batch_size: int
     top: int
+    require_signature: tuple[Path, ...] = ()  # public keys, one of which must have signed each model
 
     @property
     def cores(self) -> int:
@@ -93,7 +94,13 @@ def evaluate(options: EvalOptions, callbacks: EvalCallbacks) -> Evaluation:
 
 
 def _load(path: Path, options: EvalOptions, workers: int) -> Classifier:
-    return Classifier.load(path, device=options.device, threads=options.cores, workers=workers)
+    return Classifier.load(
+        path,
+        device=options.device,
+        threads=options.cores,
+        workers=workers,
+        require_signature=options.require_signature,
+    )
 
 
 def _describe_match(match: LabelMatch, images: EvalImages, classifier: Classifier) -> list[str]:

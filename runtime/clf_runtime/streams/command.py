@@ -55,6 +55,7 @@ def _parse(context: click.Context, model: Path) -> StreamOptions:
         device=given["device"],
         threads=given["threads"],
         max_image_bytes=given["max_image_bytes"],
+        require_signature=tuple(map(Path, given["require_signature"])),
         keeps_latest=given["keeps_latest"],
         labels=LabelOptions(
             top=given["top"],

@@ -42,6 +42,7 @@ class StreamOptions:
     max_image_bytes: int
     keeps_latest: bool  # drop frames that the model is too slow for; otherwise the camera waits
     labels: LabelOptions
+    require_signature: tuple[Path, ...] = ()
 
 
 class StreamRun:
@@ -76,6 +77,7 @@ class StreamRun:
             threads=self._cores,
             workers=self._cores,
             max_image_bytes=options.max_image_bytes,
+            require_signature=options.require_signature,
         )
         if self._classifier.warning:
             self._warn(self._classifier.warning)

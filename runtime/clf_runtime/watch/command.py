@@ -53,6 +53,7 @@ def _parse(context: click.Context, model: Path) -> WatchOptions:
         device=given["device"],
         threads=given["threads"],
         max_image_bytes=given["max_image_bytes"],
+        require_signature=tuple(map(Path, given["require_signature"])),
         batch_size=given["batch_size"],
         top=given["top"],
         threshold=given["threshold"],

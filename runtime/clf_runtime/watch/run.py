@@ -42,6 +42,7 @@ class WatchOptions:
     recursive: bool
     output: Path
     move_to: Path | None
+    require_signature: tuple[Path, ...] = ()
 
 
 class WatchRun:
@@ -67,7 +68,12 @@ class WatchRun:
         self._warn = warn
         cores = options.threads or usable_cores()
         self._classifier = Classifier.load(
-            options.model, device=options.device, threads=cores, workers=cores, max_image_bytes=options.max_image_bytes
+            options.model,
+            device=options.device,
+            threads=cores,
+            workers=cores,
+            max_image_bytes=options.max_image_bytes,
+            require_signature=options.require_signature,
         )
         if self._classifier.warning:
             warn(self._classifier.warning)

@@ -17,6 +17,7 @@ from clf_runtime.onnx_file import RUNTIMES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from clf_deploy.signing.sign import Signer
     from clf_export.record import ExportedFile
 
 _HEADER = (
@@ -33,6 +34,7 @@ Examples:
   clf-export --format onnx --format torchscript --format pt2
   clf-export --precision fp32 --precision int8 --max-drop 0.2
   clf-export -a artifacts/mnist --data-root ~/data --overwrite
+  clf-export --sign fleet.pem
 
 \b
 Exit codes: 0 success, 2 usage error, 3 invalid model or data, or a failed parity
@@ -86,6 +88,18 @@ check (no file is written then), 4 this machine cannot do it, 130 interrupted.""
     metavar="PACKAGE.MODULE:FACTORY",
     help="Run this function of your own to build the network; needed where model.json names it.",
 )
+@click.option(
+    "--sign",
+    metavar="KEY.pem",
+    help="Sign the ONNX files with this private key; CLF_KEY_PASSWORD is its password, if any.",
+)
+@click.option(
+    "--serial",
+    type=click.IntRange(0, 2**63 - 1),
+    metavar="N",
+    help="Serial number of the files: devices refuse a lower one than they have had.  "
+    "[default: with --sign the time in seconds, else none]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace exported files.")
 @click.version_option(__version__, prog_name="clf-export")
 def command(
@@ -97,9 +111,12 @@ def command(
     data: str | None,
     data_root: str | None,
     trust_factory: str | None,
+    sign: str | None,
+    serial: int | None,
     overwrite: bool,
 ) -> None:
     """Export a finished model, and verify each file on the test split before it gets its name."""
+    import time
     from pathlib import Path
 
     from clf_export.exporting import ExportOptions, export
@@ -113,6 +130,8 @@ def command(
         data_root=data_root,
         trust_factory=trust_factory,
         overwrite=overwrite,
+        signer=None if sign is None else _open_signer(sign),
+        serial=int(time.time()) if serial is None and sign is not None else serial,
     )
     progress = Progress()
     try:
@@ -129,6 +148,16 @@ def command(
 def main() -> NoReturn:
     """Run the command; the entry point."""
     execute(command)
+
+
+def _open_signer(key: str) -> Signer:
+    """Read the key first: a wrong one must not cost the time of an export."""
+    import os
+    from pathlib import Path
+
+    from clf_deploy.signing.sign import Signer
+
+    return Signer(Path(key), os.environ.get("CLF_KEY_PASSWORD"))
 
 
 def _format_table(exported: Sequence[ExportedFile]) -> str:

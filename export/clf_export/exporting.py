@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,10 +32,12 @@ from clf_runtime import files, folders
 from clf_runtime.errors import ClfError, DataError, InvalidModelError, MachineError, format_os_error
 from clf_runtime.onnx_file import PARITY_KEY, SELFTEST_KEY, SPEC_KEY, parse_version
 from clf_runtime.session import runtime_version
+from clf_runtime.signature import signature_path
 from clf_runtime.spec import ModelSpec
 from clf_train.models.saved import load_saved_model
 
 if TYPE_CHECKING:
+    from clf_deploy.signing.sign import Signer
     from clf_export.quantize.search import QuantizationSearch
 
 EXPORTERS: dict[str, type[Exporter]] = {
@@ -61,6 +63,8 @@ class ExportOptions:
     data_root: str | None = None  # the folder of named data sets, where it has moved
     trust_factory: str | None = None  # the package.module:factory of a foreign architecture
     overwrite: bool = False  # whether existing files are replaced
+    signer: Signer | None = None  # signs the ONNX files
+    serial: int | None = None  # the place of the files in the sequence of the model's versions
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def _export(
 ) -> list[ExportedFile]:
     _raise_if_blocked(folder, targets, options.overwrite)
     model = load_saved_model(folder, options.trust_factory)
+    model = replace(model, spec=replace(model.spec, serial=options.serial))
     split = find_test_split(folder, model.spec, options.data, options.data_root)
     stages = plan_stages(folder, targets, len(split.all_images), split.dataset.test_name)
     callbacks.on_start(stages)
@@ -163,6 +168,8 @@ class ExportJob:
                 limits = limits_for(target.precision, reference_outputs, self._options.max_drop)
                 verification = Verification(reference, reference_outputs, limits)
                 exported.append(self.export(target, folder / target.file, verification))
+                if target.format == "onnx":
+                    self._sign(folder / target.file)
                 # Now, without latencies, because measuring them can be interrupted.
                 self._record(folder, exported)
             exported = measure_latencies(exported, self._module, reference_outputs.pixels[:1])
@@ -177,6 +184,13 @@ class ExportJob:
                 raise _partly_exported_error(error, exported) from None
             raise
         return exported
+
+    def _sign(self, path: Path) -> None:
+        """Sign a file; without a key, remove the signature of the file that was there before."""
+        if self._options.signer is not None:
+            self._options.signer.sign(path)
+        else:
+            signature_path(path).unlink(missing_ok=True)
 
     def _record(self, folder: Path, exported: Sequence[ExportedFile]) -> None:
         self._callbacks.on_exported(exported)

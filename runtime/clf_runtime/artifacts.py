@@ -32,8 +32,12 @@ UNFINISHED = (CHECKPOINT, PREVIOUS_CHECKPOINT)
 # Written by training only, not by an import.
 OF_TRAINING = (HISTORY, REPORT, IMAGES, LABEL_ISSUES, UNREADABLE)
 
+# Of ONNX files, beside each.
+SIGNATURE_SUFFIX = ".sig"
+SIGNATURES = tuple(name + SIGNATURE_SUFFIX for name in (ONNX, ONNX_FP16, ONNX_INT8))
+
 # Derived from STATE_DICT, and removed when it is replaced: no file describes a model that no longer exists.
-DERIVED = (ONNX, ONNX_FP16, ONNX_INT8, TORCHSCRIPT, PT2, EXPORT)
+DERIVED = (ONNX, ONNX_FP16, ONNX_INT8, TORCHSCRIPT, PT2, EXPORT, *SIGNATURES)
 
 
 def find_onnx_files(folder: Path) -> tuple[Path, ...]:

@@ -315,7 +315,7 @@ def _report(error: Exception, program: str) -> int:
         return error.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _EXTRAS:
         package = (error.name or "").partition(".")[0]
-        extra = "export" if program == "clf-export" and _EXTRAS[package] != "cpu" else _EXTRAS[package]
+        extra = "export" if program == "clf-export" and _EXTRAS[package] == "train" else _EXTRAS[package]
         alternative = " (or clf-edge[gpu] for CUDA)" if extra == "cpu" else ""
         say(f'{program}: {package} is not installed; pip install "clf-edge[{extra}]"{alternative}')
         return EXIT_MACHINE

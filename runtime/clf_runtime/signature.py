@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+from clf_runtime.artifacts import SIGNATURE_SUFFIX
 from clf_runtime.errors import InvalidModelError, UsageError, escape
 from clf_runtime.onnx_file import OnnxFile, new_sha256
 
 _T = TypeVar("_T")
-
-SUFFIX = ".sig"
 
 _MAX_BYTES = 100_000  # of a signature, which has 1,500, and of a key
 _BUNDLE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -114,7 +113,7 @@ def parse_public_key(encoded: bytes, path: Path) -> PublicKey:
 
 def signature_path(model: Path) -> Path:
     """Return where the signature of a model is."""
-    return model.with_name(model.name + SUFFIX)
+    return model.with_name(model.name + SIGNATURE_SUFFIX)
 
 
 def verify_signature(file: OnnxFile, keys: Sequence[PublicKey]) -> PublicKey:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ import torch
 from conftest import BIN
 from odd_images import drawing
 
+from clf_deploy.signing.sign import create_key
 from clf_export import exporting
 from clf_export.formats import TARGETS, select_targets
+from clf_runtime import Classifier, onnx_file
 from clf_runtime.errors import MachineError
 
 
@@ -66,6 +69,22 @@ def test_an_exported_file_is_overwritten_only_with_the_option(command, finished,
     assert (finished / "model.onnx").read_bytes() == (artifacts / "model.onnx").read_bytes()
     assert command("clf-export", "--overwrite").code == 0
     assert command("clf-run", "--self-test").code == 0
+
+
+def test_a_signed_export_has_a_serial_and_an_unsigned_one_leaves_no_old_signature(command, finished, tmp_path):
+    _, public = create_key(tmp_path / "key.pem", "P-256")
+    wrong = command("clf-export", "--sign", "key.pub.pem")
+    assert (wrong.code, "no private key in PEM" in wrong.error) == (2, True)
+    assert names(finished) == {"model.pt", "model.json"}
+    signed = command("clf-export", "--sign", "key.pem", "-f", "onnx", "-f", "torchscript")
+    assert signed.code == 0, signed.err
+    model = Classifier.load(finished / "model.onnx", require_signature=public)
+    assert abs(model.spec.serial - time.time()) < 600
+    assert "model.torchscript.pt.sig" not in names(finished)
+    again = command("clf-export", "--serial", "17", "--overwrite")
+    assert again.code == 0, again.err
+    assert onnx_file.read(finished / "model.onnx").spec.serial == 17
+    assert "model.onnx.sig" not in names(finished)
 
 
 def test_a_folder_with_the_name_of_a_file_is_an_error_before_any_work(command, finished):

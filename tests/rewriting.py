@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import onnx
 
-from clf_runtime.onnx_file import footer
+from clf_runtime.onnx_file import footer, read
 
 
 def rewritten(model: Path, target: Path, **metadata: str) -> Path:
@@ -20,3 +21,12 @@ def rewritten(model: Path, target: Path, **metadata: str) -> Path:
     content = loaded.SerializeToString()
     target.write_bytes(content + footer(hashlib.sha256(content).hexdigest()))
     return target
+
+
+def with_serial(model: Path, target: Path, serial: int | None) -> Path:
+    """Copy a model with another serial number."""
+    spec = json.loads(read(model).metadata["clf.spec"])
+    spec.pop("serial", None)
+    if serial is not None:
+        spec["serial"] = serial
+    return rewritten(model, target, **{"clf.spec": json.dumps(spec)})

@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from clf_deploy.signing.command import keygen, sign, verify
+from clf_deploy.store.command import activate, gc, install, rollback, status
 from clf_runtime import __version__
 from clf_runtime.command import execute
 
@@ -21,6 +22,9 @@ Examples:
   clf-deploy keygen fleet.pem
   clf-deploy sign artifacts/model.onnx --key fleet.pem
   clf-deploy verify model.onnx --require-signature fleet.pub.pem
+  clf-deploy install model.onnx --require-signature fleet.pub.pem --probation 10min
+  clf-deploy status --format json
+  clf-deploy rollback
 
 \b
 Exit codes: 0 success, 2 usage error, 3 the model is rejected, 4 this machine
@@ -31,7 +35,7 @@ def command() -> None:
     """Bring models to devices."""
 
 
-for _subcommand in (keygen, sign, verify):
+for _subcommand in (keygen, sign, verify, install, activate, rollback, status, gc):
     command.add_command(_subcommand)
 
 

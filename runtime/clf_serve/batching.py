@@ -179,11 +179,13 @@ class Batcher:
         try:
             self._run_batch(jobs, outcomes)
         except MachineError as error:
+            self._live.current.batches.failed += 1
             return [RequestError(503, "device", str(error))] * len(jobs)
         except MemoryError:
             return [RequestError(503, "overloaded", "out of memory; try again")] * len(jobs)
         except Exception:
             # A bug of ours must neither end the thread nor leave a client without an answer.
+            self._live.current.batches.failed += 1
             traceback.print_exc()
             return [RequestError(500, "internal", "this is a bug in clf-edge; see the log of the service")] * len(jobs)
         return [outcomes[job] for job in jobs]
@@ -207,6 +209,7 @@ class Batcher:
         logits, probabilities = model.classifier.run(pixels[: len(decoded)])
         self._metrics.infer.observe(time.monotonic() - started)
         self._metrics.batch_sizes.observe(len(decoded))
+        model.batches.classified += 1
         for job, *rows in zip(decoded, logits, probabilities, strict=True):
             outcomes[job] = Output(model, *rows)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clf_runtime.classifier import Classifier
 from clf_runtime.diagnostics.selftest import SelfTestResult, run_self_test
-from clf_runtime.errors import InvalidModelError, format_os_error
+from clf_runtime.errors import ClfError, InvalidModelError, format_os_error
 from clf_runtime.onnx_file import identify
+from clf_runtime.store.probation import BatchCounts, ProbationWatch
+from clf_runtime.store.store import Store
 from clf_serve.metrics import Metrics
 from clf_serve.options import ModelOptions
 
@@ -23,6 +25,7 @@ class LoadedModel:
 
     classifier: Classifier
     self_test: SelfTestResult
+    batches: BatchCounts = field(default_factory=BatchCounts)
 
 
 def load_model(options: ModelOptions, workers: int) -> LoadedModel:
@@ -64,6 +67,9 @@ class LiveModel:
         self._metrics = metrics
         self._log = log
         self._refused: tuple[int, ...] = ()
+        self._former = BatchCounts()
+        store = Store.around(options.path)
+        self._probation = None if store is None else ProbationWatch(store, log)
         self._wake = threading.Event()
         self._is_closing = False
         self._is_requested = False
@@ -81,8 +87,18 @@ class LiveModel:
 
     def load(self) -> None:
         """Load the first model, and start to watch its file. Raises the same as `load_model`."""
-        self._set(load_model(self._options, self._workers))
+        self._set(self._load_first())
         self._thread.start()
+
+    def _load_first(self) -> LoadedModel:
+        if self._probation is not None:
+            self._probation.begin()
+        try:
+            return load_model(self._options, self._workers)
+        except ClfError as error:
+            if self._probation is None or not self._probation.fail(str(error)):
+                raise
+            return load_model(self._options, self._workers)
 
     def request_reload(self) -> None:
         """Load the file again soon, changed or not. May be called by a signal handler."""
@@ -94,6 +110,8 @@ class LiveModel:
         self._is_closing = True
         self._wake.set()
         self._thread.join()
+        if self._probation is not None:
+            self._probation.end()
 
     def _set(self, model: LoadedModel) -> None:
         self.current = model
@@ -104,6 +122,8 @@ class LiveModel:
         while not self._is_closing:
             self._wake.wait(_POLL_S)
             self._wake.clear()
+            if self._probation is not None:
+                self._probation.check(self.current.batches, self._former)
             identity = identify(self.path)
             is_changed = identity not in (self.current.classifier.file.identity, self._refused, ())
             # A file that is still being written changes until the next look.
@@ -121,7 +141,12 @@ class LiveModel:
             reason = format_os_error(error) if isinstance(error, OSError) else str(error) or repr(error)
             self._log(f"refused the new model, {old[:12]} goes on: {reason}")
             self._metrics.count_reload("refused")
+            if self._probation is not None:
+                self._probation.fail(reason)
         else:
+            self._former = self.current.batches
             self._set(model)
+            if self._probation is not None:
+                self._probation.begin()
             self._log(f"loaded {self.path} again: {model.classifier.file.sha256[:12]} replaces {old[:12]}")
             self._metrics.count_reload("loaded")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rewriting import rewritten
+from rewriting import with_serial
 
 from clf_deploy.signing.sign import Signer, create_key
-from clf_runtime.onnx_file import read
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,6 @@ class Keys:
 def keys(tmp_path_factory) -> Keys:
     folder = tmp_path_factory.mktemp("keys")
     return Keys(*create_key(folder / "fleet.pem", "P-256"), *create_key(folder / "other.pem", "P-256"))
-
-
-def with_serial(model: Path, target: Path, serial: int | None) -> Path:
-    """Copy a model with another serial number."""
-    spec = json.loads(read(model).metadata["clf.spec"])
-    spec.pop("serial", None)
-    if serial is not None:
-        spec["serial"] = serial
-    return rewritten(model, target, **{"clf.spec": json.dumps(spec)})
 
 
 @pytest.fixture(scope="session")

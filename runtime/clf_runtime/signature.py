@@ -35,20 +35,17 @@ _PEM_BEGIN, _PEM_END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 
 
 class _Curve(NamedTuple):
-    """A curve of the standard: its names in cryptography, and what precedes the point in a key (DER, RFC 5480)."""
+    """A curve of the standard, and what precedes the point in a key (DER, RFC 5480)."""
 
     name: str
-    curve: str
-    digest: str
     prefix: bytes
     point_bytes: int
 
 
-# The digest is the one that the Sigstore specifications pair with the curve.
 _CURVES = (
-    _Curve("P-256", "SECP256R1", "SHA256", bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"), 65),
-    _Curve("P-384", "SECP384R1", "SHA384", bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200"), 97),
-    _Curve("P-521", "SECP521R1", "SHA512", bytes.fromhex("30819b301006072a8648ce3d020106052b8104002303818600"), 133),
+    _Curve("P-256", bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d030107034200"), 65),
+    _Curve("P-384", bytes.fromhex("3076301006072a8648ce3d020106052b81040022036200"), 97),
+    _Curve("P-521", bytes.fromhex("30819b301006072a8648ce3d020106052b8104002303818600"), 133),
 )
 
 
@@ -63,25 +60,17 @@ class PublicKey:
 
     path: Path
     fingerprint: str
-    _curve: _Curve
+    _curve: str
     _point: bytes
 
     def has_signed(self, signature: bytes, message: bytes) -> bool:
         """Return whether this is a signature (ECDSA, DER) of the message by the owner of this key."""
-        # Not serialization.load_pem_public_key: its module takes twice as long to import as all of this.
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.asymmetric import ec
+        from clf_runtime.ecdsa import has_signed
 
         try:
-            key = ec.EllipticCurvePublicKey.from_encoded_point(getattr(ec, self._curve.curve)(), self._point)
+            return has_signed(self._curve, self._point, signature, message)
         except ValueError:
-            raise UsageError(f"{self.path}: not a point of the curve {self._curve.name}; copy the key again") from None
-        try:
-            key.verify(signature, message, ec.ECDSA(getattr(hashes, self._curve.digest)()))
-        except InvalidSignature:
-            return False
-        return True
+            raise UsageError(f"{self.path}: not a point of the curve {self._curve}; copy the key again") from None
 
 
 def read_public_key(path: Path) -> PublicKey:
@@ -107,7 +96,7 @@ def parse_public_key(encoded: bytes, path: Path) -> PublicKey:
     """Return the public key with this SubjectPublicKeyInfo in DER; `path` is its file. Raises UsageError."""
     for curve in _CURVES:
         if encoded.startswith(curve.prefix) and len(encoded) == len(curve.prefix) + curve.point_bytes:
-            return PublicKey(path, _sha256(_pem(encoded)), curve, encoded[len(curve.prefix) :])
+            return PublicKey(path, _sha256(_pem(encoded)), curve.name, encoded[len(curve.prefix) :])
     raise UsageError(f"{path}: not a key of the curves {', '.join(curve.name for curve in _CURVES)}; make another one")
 
 

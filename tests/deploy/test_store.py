@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -334,3 +337,30 @@ def test_a_service_counts_its_crashes(store, models, on_probation):
         assert onnx_file.read(models[1]).sha256.encode() in running.request("/readyz").body
     assert store.current == on_probation[0]
     assert signature_path(path).exists() is False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process can be forked here")
+@pytest.mark.parametrize(
+    ("installed", "operation", "fewest"),
+    [
+        ((), "install 1", 10),
+        ((1,), "install 2", 10),
+        ((1, 2), "rollback", 3),
+        ((1, 2), "activate 1-", 5),
+        ((1, 2, 3), "gc", 5),
+    ],
+)
+def test_a_kill_or_a_power_failure_at_any_change_leaves_the_old_version_or_the_new_one(
+    models, tmp_path, installed, operation, fewest
+):
+    store = Store(tmp_path / "store")
+    store.folder.mkdir()
+    for serial in installed:
+        put(store, models[serial])
+    words = [str(models[int(word)]) if word.isdigit() else word for word in operation.split()]
+
+    script = Path(__file__).with_name("crashing.py")
+    done = subprocess.run([sys.executable, script, store.folder, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(f"{operation}: {done.stdout.strip()} changes")
+    assert int(done.stdout.split()[-1]) >= fewest

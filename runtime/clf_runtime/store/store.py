@@ -21,7 +21,7 @@ from pathlib import Path
 
 from clf_runtime import files, folders, system
 from clf_runtime.artifacts import ONNX
-from clf_runtime.errors import DataError, MachineError
+from clf_runtime.errors import DataError, MachineError, format_os_error
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.store.state import Probation, State
 
@@ -127,7 +127,7 @@ class Store:
         """Make a version the current one. The caller has locked the store.
 
         Raises:
-            MachineError: It is the current one, but a power failure may undo that.
+            MachineError: It could not be made the current one; or it is, but a power failure may undo that.
             OSError: Nothing has changed.
         """
         state, old = State.read(self.folder), self.current
@@ -143,7 +143,13 @@ class Store:
             failed={version: reason for version, reason in state.failed.items() if version != name},
             probation=Probation(name, str(old), probation_s) if on_probation else None,
         ).write(self.folder)
-        self._switch(name)
+        try:
+            self._switch(name)
+        except OSError as error:
+            raise MachineError(
+                f"{self.folder}: {name} is installed, but it could not be made the current version "
+                f"({format_os_error(error)}); {old or 'none'} is, as before"
+            ) from None
 
     def roll_back(self, reason: str = "") -> str:
         """Return to the version before the current one, and return its name. The caller has locked the store.
@@ -159,11 +165,9 @@ class Store:
         name = self.previous(state)
         if name is None or failed is None:
             raise DataError(f"{self.folder}: there is no earlier version to return to; install one")
-        if reason:
-            state = replace(state, failed={**state.failed, failed: reason})
-            state.write(self.folder)
         self._switch(name)
-        replace(state, history=self._history_until(state, name), probation=None).write(self.folder)
+        if reason:
+            replace(state, failed={**state.failed, failed: reason}, probation=None).write(self.folder)
         return name
 
     def remove(self, name: str) -> None:
@@ -171,8 +175,7 @@ class Store:
         # A version that is removed halfway has no name any more, and the next process removes the rest.
         abandoned = self.folder / f".staging.{os.getpid()}"
         files.replace(self.folder / VERSIONS / name, abandoned)
-        system.sync(self.folder)
-        shutil.rmtree(abandoned)
+        shutil.rmtree(abandoned, ignore_errors=True)
 
     def _history_until(self, state: State, name: str | None) -> tuple[str, ...]:
         history = list(state.history)

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import CommandResult, run_command
 from faults.injection import ERRORS, KILL, Fault, Injector, faults_at
+from rewriting import with_serial
 
 from clf_export.exporting import EXPORTERS
 from clf_export.formats import TARGETS
 from clf_runtime import folders
+from clf_runtime.onnx_file import read
+from clf_runtime.store.store import Store
 from clf_train.models.saved import load_saved_model
 
 TRAIN = ("clf-train", "--epochs", "2", "--model", "tiny-convnet", "--batch-size", "512", "--checkpoint-every", "0")
@@ -140,10 +143,36 @@ def train_scenario(old_model: Path) -> Scenario:
     return Scenario((*TRAIN, "--overwrite"), begin, check)
 
 
-@pytest.fixture(params=["clf-run", "clf-export", "clf-train"])
+def deploy_scenario(folder: Path, model: Path) -> Scenario:
+    """clf-deploy install, over an older version; only the store is in the working folder."""
+    folder.mkdir()
+    old, new = (with_serial(model, folder / f"{serial}.onnx", serial) for serial in (1, 2))
+    install = ("clf-deploy", "install", str(new), "--store", "store", "--device", "cpu", "--threads", "1")
+
+    def begin(folder: Path) -> None:
+        done = run_command("clf-deploy", "install", old, *install[3:], cwd=folder)
+        assert done.code == 0, done.err
+
+    def check(folder: Path, done: CommandResult) -> None:
+        store = Store(folder / "store")
+        serial = read(folder / "store/current/model.onnx").spec.serial
+        assert serial == 2 or (serial == 1 and done.code != 0)
+        again = run_command(*install, cwd=folder)
+        assert again.code == 0, again.err
+        assert [read(store.path(name)).spec.serial for name in store.versions] == [1, 2]
+        assert read(folder / "store/current/model.onnx").spec.serial == 2
+        assert {path.name for path in store.folder.iterdir()} == {"current", "state.json", "versions"}
+
+    return Scenario(install, begin, check)
+
+
+@pytest.fixture(params=["clf-run", "clf-deploy", "clf-export", "clf-train"])
 def scenario(request) -> Scenario:
     if request.param == "clf-run":
         return run_scenario(request.getfixturevalue("samples"))
+    if request.param == "clf-deploy":
+        folder = request.getfixturevalue("tmp_path_factory").mktemp("models") / "models"
+        return deploy_scenario(folder, request.getfixturevalue("model"))
     if request.param == "clf-export":
         return export_scenario(request.getfixturevalue("artifacts"))
     return train_scenario(request.getfixturevalue("old_model"))
@@ -186,3 +215,12 @@ def test_a_disk_that_fails_during_training_leaves_old_or_new(injector, old_model
 )
 def test_a_disk_that_fails_during_a_run_leaves_old_or_new(injector, samples, fault, tmp_path):
     run_with_fault(injector, run_scenario(samples), tmp_path / "faulty", fault)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault("rename", 1, errno.EIO), Fault("rename", 3, errno.ENOSPC), Fault("fsync", 3, errno.EIO, lasts=True)],
+    ids=str,
+)
+def test_a_disk_that_fails_during_an_installation_leaves_old_or_new(injector, model, fault, tmp_path):
+    run_with_fault(injector, deploy_scenario(tmp_path / "models", model), tmp_path / "faulty", fault)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clf_runtime import onnx_file, system
+from clf_runtime import onnx_file
 from clf_runtime.artifacts import ONNX
 from clf_runtime.classifier import Classifier
 from clf_runtime.diagnostics.selftest import read_self_test, run_self_test
@@ -125,7 +125,6 @@ def _staged(file: OnnxFile, store: Store) -> Iterator[Path]:
             shutil.copyfile(file.path, folder / ONNX)
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(signature_path(file.path), signature_path(folder / ONNX))
-        system.sync(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

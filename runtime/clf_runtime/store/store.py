@@ -112,10 +112,12 @@ class Store:
     def add(self, staged: Path, name: str) -> None:
         """Make a complete folder a version. The caller has locked the store."""
         for path in (*staged.iterdir(), staged):
-            system.sync(path)
+            with files.adding_filename(path):
+                system.sync(path)
         target = self.folder / VERSIONS / name
         target.parent.mkdir(exist_ok=True)
-        system.sync(self.folder)
+        with files.adding_filename(self.folder):
+            system.sync(self.folder)
         if target.exists():  # installed already; its files may have been damaged since
             for path in staged.iterdir():
                 files.replace(path, target / path.name)

@@ -182,6 +182,7 @@ class Batcher:
             self._live.current.batches.failed += 1
             return [RequestError(503, "device", str(error))] * len(jobs)
         except MemoryError:
+            self._live.current.batches.failed += 1
             return [RequestError(503, "overloaded", "out of memory; try again")] * len(jobs)
         except Exception:
             # A bug of ours must neither end the thread nor leave a client without an answer.

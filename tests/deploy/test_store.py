@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -213,6 +214,36 @@ def test_the_commands_from_key_to_rollback(command, models, samples, tmp_path, m
     assert command("clf-run", "-m", "store/current/model.onnx", samples[0]).code == 0
     refused = command("clf-deploy", "install", "a.onnx", "--store", "store")
     assert (refused.code, "found serial 1, expected at least 2" in refused.error) == (3, True)
+
+
+def test_a_version_that_cannot_be_made_the_current_one_leaves_the_old_one(store, models, monkeypatch, capfd):
+    old = put(store, models[1])
+
+    def fail(self: Path, target: Path, target_is_directory: bool = False) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "symlink_to", fail)
+        with pytest.raises(MachineError, match=f"could not be made the current version .*; {old} is, as before"):
+            put(store, models[2])
+    assert store.current == old
+    assert put(store, models[2]) == store.current
+    put(store, models[3])
+    group.main(["gc", "--store", str(store.folder)], standalone_mode=False)
+    assert f"removed {old}" in capfd.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_link_is_an_error(store, models):
+    (store.folder / "current").mkdir(parents=True)
+    with pytest.raises(DataError, match="not the symbolic link of a store"):
+        put(store, models[1])
+
+
+def test_what_the_device_has_to_say_is_passed_on(store, models, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(Classifier, "warning", "--device auto uses the CPU: no CUDA")
+    install(models[1], store, CPU, lines.append)
+    assert lines == ["--device auto uses the CPU: no CUDA"]
 
 
 def test_status_says_what_is_on_probation(store, models):

@@ -53,9 +53,12 @@ class Store:
 
     @property
     def current(self) -> str | None:
-        """The name of the version that runs; None if there is none."""
+        """The name of the version that runs; None if there is none. Raises DataError, OSError."""
+        link = self.folder / CURRENT
+        if link.exists() and not link.is_symlink():
+            raise DataError(f"{link}: not the symbolic link of a store; move it away, or name another --store")
         try:
-            return (self.folder / CURRENT).readlink().name
+            return link.readlink().name
         except FileNotFoundError:
             return None
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def test_the_command_of_the_reference_implementation_verifies_our_signatures(sig
     command += ["--signature", str(signature_path(signed)), "--public_key", str(keys.public)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_vectors_of_the_standard_verify(model, tmp_path):
+    vectors = Path(__file__).with_name("vectors")
+    single = json.loads((vectors / "v1.0.0.sig").read_text())
+    public = tmp_path / "pub.pem"
+    public.write_bytes(base64.b64decode(single["verificationMaterial"]["publicKey"]["rawBytes"]))
+    statement = json.loads(base64.b64decode(single["dsseEnvelope"]["payload"]))
+    digest = statement["predicate"]["resources"][0]["digest"]
+    path = tmp_path / statement["subject"][0]["name"]
+    signed_file = replace(onnx_file.read(model), path=path, file_sha256=digest)
+    shutil.copy(vectors / "v1.0.0.sig", signature_path(path))
+    key = verify_signature(signed_file, [read_public_key(public)])
+    folder = json.loads((vectors / "v1.1.0.sig").read_text())
+    assert folder["verificationMaterial"]["publicKey"]["hint"] == key.fingerprint
+    shutil.copy(vectors / "v1.1.0.sig", signature_path(path))
+    with pytest.raises(InvalidModelError, match="2 resources, expected one"):  # its signature is valid
+        verify_signature(signed_file, [key])
 
 
 def test_a_key_of_openssl_signs_and_verifies(model, tmp_path):
@@ -240,7 +259,7 @@ PLACES = (
 
 
 @given(place=st.sampled_from(PLACES), value=JSON)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_value_in_any_place_is_refused_or_means_nothing(signed, keys, tmp_path_factory, place, value):
     path = tmp_path_factory.getbasetemp() / "fuzzed.onnx"
     bundle = json.loads(signature_path(signed).read_text())

@@ -17,6 +17,7 @@ from clf_runtime.command import execute
 
 @click.group(
     "clf-deploy",
+    no_args_is_help=False,
     epilog="""\b
 Examples:
   clf-deploy keygen fleet.pem

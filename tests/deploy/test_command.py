@@ -11,7 +11,10 @@ from clf_deploy.cli import command as group
 def test_help_lists_the_commands_and_a_wrong_one_is_a_usage_error(command):
     shown = command("clf-deploy", "--help")
     assert (shown.code, all(name in shown.out for name in group.commands)) == (0, True)
+    assert "..." not in shown.out.partition("Commands:")[2]  # each has its whole summary
     assert command("clf-deploy", "nonsense").code == 2
+    missing = command("clf-deploy")
+    assert (missing.code, missing.err.splitlines()[-1]) == (2, "Error: Missing command.")
 
 
 @pytest.mark.parametrize("name", group.commands)

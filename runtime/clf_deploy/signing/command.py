@@ -8,7 +8,7 @@ from clf_runtime.command import REQUIRE_SIGNATURE_OPTION, say
 from clf_runtime.errors import escape
 
 
-@click.command("keygen")
+@click.command("keygen", short_help="Create a key pair.")
 @click.argument("name", metavar="NAME.pem")
 @click.option(
     "--curve", type=click.Choice(["P-256", "P-384", "P-521"]), default="P-256", show_default=True, help="The curve."
@@ -23,7 +23,7 @@ def keygen(name: str, curve: str) -> None:
     say(f"clf-deploy: wrote {private} (keep it secret, and keep a copy) and {public}")
 
 
-@click.command("sign")
+@click.command("sign", short_help="Sign exported models.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--key", required=True, metavar="KEY.pem", help="Private key; CLF_KEY_PASSWORD is its password, if any.")
 def sign(models: tuple[str, ...], key: str) -> None:
@@ -44,7 +44,7 @@ def sign(models: tuple[str, ...], key: str) -> None:
             )
 
 
-@click.command("verify")
+@click.command("verify", short_help="Verify digests and signatures.")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @REQUIRE_SIGNATURE_OPTION
 def verify(models: tuple[str, ...], require_signature: tuple[str, ...]) -> None:

@@ -55,7 +55,7 @@ def _check_options(command: _F) -> _F:
     return command
 
 
-@click.command("install")
+@click.command("install", short_help="Verify a model, install it, and run it.")
 @click.argument("model", metavar="MODEL")
 @STORE_OPTION
 @_check_options
@@ -69,7 +69,7 @@ def install(model: str, store: str, no_activate: bool, **checks: Any) -> None:
     _report(install_model(Path(model), Store(Path(store)), options, lambda line: say(f"clf-deploy: {line}")))
 
 
-@click.command("activate")
+@click.command("activate", short_help="Run an installed version.")
 @click.argument("version", metavar="VERSION")
 @STORE_OPTION
 @_check_options
@@ -81,7 +81,7 @@ def activate(version: str, store: str, **checks: Any) -> None:
     _report(activate_version(version, Store(Path(store)), _parse_checks(True, checks)))
 
 
-@click.command("rollback")
+@click.command("rollback", short_help="Return to the version before.")
 @STORE_OPTION
 def rollback(store: str) -> None:
     """Return to the version that ran before the current one."""
@@ -93,7 +93,7 @@ def rollback(store: str) -> None:
     say(f"clf-deploy: {name} runs again")
 
 
-@click.command("status")
+@click.command("status", short_help="Show the versions.")
 @STORE_OPTION
 @click.option(
     "--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Format."
@@ -107,7 +107,7 @@ def status(store: str, output_format: str) -> None:
     click.echo(described.to_json() if output_format == "json" else str(described))
 
 
-@click.command("gc")
+@click.command("gc", short_help="Remove old versions.")
 @STORE_OPTION
 def gc(store: str) -> None:
     """Remove all versions but the current one and the one before it."""

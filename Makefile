@@ -63,7 +63,7 @@ test-portable: export PYTHONPATH = $(CURDIR)/tests/without_unix
 test-portable: setup
 	pytest tests/runtime tests/train/test_train_cli.py tests/train/test_loading.py
 
-# Every call on the file system fails once, in clf-run, clf-export and clf-train: 45 minutes.
+# Every call on the file system fails once, in clf-run, clf-deploy, clf-export and clf-train: 45 minutes.
 test-faults: setup
 	pytest -m slow -o faulthandler_timeout=3600 tests/test_faults.py tests/test_races.py
 

@@ -11,6 +11,7 @@ from clf_runtime.classifier import Classifier
 from clf_runtime.diagnostics.selftest import SelfTestResult, run_self_test
 from clf_runtime.errors import ClfError, InvalidModelError, format_os_error
 from clf_runtime.onnx_file import identify
+from clf_runtime.signature import signature_path
 from clf_runtime.store.probation import BatchCounts, ProbationWatch
 from clf_runtime.store.store import Store
 from clf_serve.metrics import Metrics
@@ -125,19 +126,20 @@ class LiveModel:
             if self._probation is not None:
                 self._probation.check(self.current.batches, self._former)
             identity = identify(self.path)
-            is_changed = identity not in (self.current.classifier.file.identity, self._refused, ())
+            seen = (*identity, *identify(signature_path(self.path)))  # the signature may arrive later
+            is_changed = identity not in (self.current.classifier.file.identity, ()) and seen != self._refused
             # A file that is still being written changes until the next look.
-            if not self._is_closing and (self._is_requested or (is_changed and identity == previous)):
+            if not self._is_closing and (self._is_requested or (is_changed and seen == previous)):
                 self._is_requested = False
-                self._reload(identity)
-            previous = identity
+                self._reload(seen)
+            previous = seen
 
-    def _reload(self, identity: tuple[int, ...]) -> None:
+    def _reload(self, seen: tuple[int, ...]) -> None:
         old = self.current.classifier.file.sha256
         try:
             model = load_model(self._options, self._workers)
         except Exception as error:  # whatever is wrong with the new model, the old one goes on
-            self._refused = identity
+            self._refused = seen
             reason = format_os_error(error) if isinstance(error, OSError) else str(error) or repr(error)
             self._log(f"refused the new model, {old[:12]} goes on: {reason}")
             self._metrics.count_reload("refused")

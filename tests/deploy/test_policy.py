@@ -153,8 +153,7 @@ def test_a_service_refuses_a_model_that_is_not_signed_and_loads_one_that_is(sign
         (tmp_path / "new").replace(path)
         running.wait_until(lambda: running.metric('clf_reloads_total{outcome="refused"}') >= 1)
         assert running.request("/readyz").body == before
-        Signer(keys.private).sign(path)
-        running.process.send_signal(1)
+        Signer(keys.private).sign(path)  # which arrives last
         running.wait_until(lambda: running.metric('clf_reloads_total{outcome="loaded"}') == 1)
         assert onnx_file.read(model).sha256.encode() in running.request("/readyz").body
 

@@ -140,7 +140,7 @@ def _check_memory() -> Finding:
     return Finding("memory", message)
 
 
-def _check_model(path: Path, is_named: bool, runtime: str | None, keys: Sequence[Path]) -> Finding:
+def _check_model(path: Path, is_named: bool, runtime: str | None, keys: Sequence[Path] = ()) -> Finding:
     """Check the model file, also against the version of onnxruntime, if it is installed."""
     if not path.exists():
         if is_named:

@@ -13,6 +13,7 @@ import click
 import pytest
 from conftest import BIN
 
+from clf_batch.cli import command as batch_command
 from clf_export.cli import command as export_command
 from clf_runtime import Classifier, errors
 from clf_runtime.bench.cli import command as bench_command
@@ -36,6 +37,7 @@ COMMANDS = {
         eval_command,
         bench_command,
         serve_command,
+        batch_command,
     )
 }
 
@@ -48,8 +50,8 @@ def mentions(text: str) -> list[tuple[str, set[str]]]:
     """Return every command line in a text: the command, and its options up to the next command or the line's end."""
     found = []
     for line in text.splitlines():
-        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|eval|bench|serve)\b(?! -m))", line):
-            name = re.match(r"(clf-(?:train|import|export|run|eval|bench|serve))\b", segment)
+        for segment in re.split(r"(?=\bclf-(?:train|import|export|run|eval|bench|serve|batch)\b(?! -m))", line):
+            name = re.match(r"(clf-(?:train|import|export|run|eval|bench|serve|batch))\b", segment)
             if name:
                 code = re.split(r"[|;`&]| && ", segment)[0]
                 found.append((name.group(1), set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", code))))
@@ -134,7 +136,13 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
 def test_every_file_in_the_architecture_exists():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     table = text.partition("## What lives where")[2].partition("## Decisions")[0]
-    packages = {"clf_runtime": "runtime", "clf_serve": "runtime", "clf_train": "train", "clf_export": "export"}
+    packages = {
+        "clf_runtime": "runtime",
+        "clf_serve": "runtime",
+        "clf_batch": "runtime",
+        "clf_train": "train",
+        "clf_export": "export",
+    }
     for row in filter(lambda line: line.startswith("|"), table.splitlines()):
         folder = None
         for name in re.findall(r"`([\w/]+\.(?:py|html\.j2))`", row):

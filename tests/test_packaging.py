@@ -37,14 +37,14 @@ def oldest(wheel, tmp_path_factory) -> Path:
     return create_environment(tmp_path_factory.mktemp("oldest") / "venv", f"{wheel}[cpu]", *needs, options=options)
 
 
-def test_the_wheel_contains_the_four_packages_their_templates_and_the_license(wheel):
+def test_the_wheel_contains_the_five_packages_their_templates_and_the_license(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         info = next(name.partition("/")[0] for name in names if ".dist-info/" in name)
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"clf_runtime", "clf_serve", "clf_train", "clf_export", info}
+    assert tops == {"clf_runtime", "clf_serve", "clf_batch", "clf_train", "clf_export", info}
     assert {f"{package}/py.typed" for package in tops - {info}} <= set(names)
     assert {f"clf_train/report/templates/{name}" for name in ("report.html.j2", "preview.html.j2", "page.css")} <= set(
         names
@@ -54,9 +54,10 @@ def test_the_wheel_contains_the_four_packages_their_templates_and_the_license(wh
     assert f"{info}/licenses/LICENSE" in names
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    extras = {"cpu", "gpu", "serve", "train", "tensorboard", "parquet", "watch", "export", "docs", "dev"}
+    extras = {"cpu", "gpu", "serve", "batch", "train", "tensorboard", "parquet", "watch", "export", "docs", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
+        "clf-batch",
         "clf-bench",
         "clf-eval",
         "clf-export",

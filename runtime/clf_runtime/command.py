@@ -95,6 +95,9 @@ _EXTRAS = {
     "uvicorn": "serve",
     "httptools": "serve",
     "prometheus_client": "serve",
+    "ray": "batch",
+    "pyarrow": "batch",
+    "fsspec": "batch",
 }
 
 _UNTIL_REPEATED_S = 0.01  # a signal whose exception was ignored

@@ -14,6 +14,7 @@ import pytest
 from conftest import BIN
 
 from clf_batch.cli import command as batch_command
+from clf_batch.report.cli import command as batch_report_command
 from clf_export.cli import command as export_command
 from clf_runtime import Classifier, errors
 from clf_runtime.bench.cli import command as bench_command
@@ -43,7 +44,8 @@ COMMANDS = {
 
 
 def flags(command: click.Command) -> set[str]:
-    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    parameters = [*command.params, *(batch_report_command.params if command is batch_command else ())]
+    return {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
 def mentions(text: str) -> list[tuple[str, set[str]]]:

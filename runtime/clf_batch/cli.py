@@ -29,6 +29,9 @@ Examples:
   clf-batch s3://archive/2026/ -r --output s3://results/2026 --address auto
   clf-batch @names.txt --output results --logits float16
   clf-batch images.parquet 'shards/*.tar' --output results
+
+\b
+Then: (a folder of the name report is ./report)
   clf-batch report results
   clf-batch report results --compare old-results --html report.html
 
@@ -134,6 +137,13 @@ def command(
 
 def main() -> NoReturn:
     """Run `clf-batch`, or `clf-batch report` if that is the first argument; the entry point."""
+    import sys
+
+    if sys.argv[1:2] == ["report"]:
+        from clf_batch.report.cli import command as report_command
+
+        del sys.argv[1]
+        execute(report_command)
     execute(command)
 
 

@@ -54,11 +54,11 @@ def connected(options: ClusterOptions, model_bytes: int) -> Iterator[None]:
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE_BYTES + 2 * model_bytes,
                     log_to_driver=False,
-                    logging_level=logging.ERROR,
+                    logging_level=logging.CRITICAL,
                 )
             else:
-                ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError, ImportError, TimeoutError) as error:
+                ray.init(address=options.address, log_to_driver=False, logging_level=logging.CRITICAL)
+        except Exception as error:  # Ray raises a bare Exception if a machine is too slow to start it
             raise MachineError(f"--address {options.address}: {_reason(error)}") from None
     try:
         yield

@@ -42,7 +42,7 @@ def run(options: BatchOptions, callbacks: Callbacks) -> Manifest:
     started = time.monotonic()
     model = onnx_file.read(options.model.path)
     content = model.path.read_bytes()
-    identity = _identify(options, model)
+    identity = identify(options, model)
     results = options.results
     storage = open_storage(results.output)
     shards = read_ahead(make_shards(find_units(options.inputs), options.inputs.shard_size), _SHARDS_AHEAD)
@@ -81,7 +81,8 @@ def _collect(records: Iterable[PartRecord], callbacks: Callbacks) -> tuple[PartR
     return tuple(sorted(parts, key=lambda part: part.file))
 
 
-def _identify(options: BatchOptions, model: OnnxFile) -> Identity:
+def identify(options: BatchOptions, model: OnnxFile) -> Identity:
+    """Return what identifies a run."""
     inputs, results = options.inputs, options.results
     return Identity(
         clf_version=__version__,

@@ -161,9 +161,8 @@ def test_reading_ahead_keeps_the_order_and_passes_errors_on():
         yield from range(5)
         raise ImageError("damaged", "after five")
 
-    taken = []
+    ahead = read_ahead(numbers(), 3)
+    assert [next(ahead) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ImageError, match="after five"):
-        for number in read_ahead(numbers(), 3):
-            taken.append(number)  # noqa: PERF402
-    assert taken == [0, 1, 2, 3, 4]
+        next(ahead)
     assert next(read_ahead(iter(count()), 2)) == 0

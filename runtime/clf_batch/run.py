@@ -62,6 +62,8 @@ def run(options: BatchOptions, callbacks: Callbacks) -> Manifest:
             manifest.begin(storage, identity, state)
             pool = WorkerPool(setup, content, options.cluster, callbacks)
             parts = _collect(pool.score(chain([] if first is None else [first], shards)), callbacks)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("--resume continues") from None
     finally:
         shards.close()
     done = Manifest(asdict(identity), parts, *_describe(pool.infos), time.monotonic() - started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from clf_batch.callbacks import Callbacks
 from clf_batch.options import ClusterOptions
@@ -71,9 +72,12 @@ class WorkerPool:
                     if record is not None:
                         yield record
                 self._report_waiting()
+        except RayError as error:
+            raise MachineError(f"Ray fails: {_one_line(error)}; --resume continues when the cluster works") from None
         finally:
             for actor in (*self._idle, *(call.actor for call in self._calls.values())):
-                ray.kill(actor)
+                with contextlib.suppress(RayError):  # the cluster is gone, and its workers with it
+                    ray.kill(actor)
 
     def _assign(self, shards: Iterator[Shard]) -> bool:
         """Give shards to idle workers, and return whether there may be more of them."""
@@ -117,7 +121,7 @@ class WorkerPool:
             return None
         except RayTaskError as error:
             self._idle.append(call.actor)
-            raise error.cause from None
+            raise error.cause or error from None
         self._idle.append(call.actor)
         self._failed_starts = 0
         if isinstance(result, WorkerInfo):
@@ -131,12 +135,12 @@ class WorkerPool:
 
     def _replace(self, call: _Call, error: Exception) -> None:
         self._look_due = 0.0
-        reason = " ".join(str(error).split())
+        reason = _one_line(error)[-300:]
         if call.shard is None:
             self._failed_starts += 1
             if self._failed_starts == _FAILED_STARTS:
                 raise MachineError(
-                    f"{_FAILED_STARTS} workers in sequence died while they started ({reason[-300:]}); each machine "
+                    f"{_FAILED_STARTS} workers in sequence died while they started ({reason}); each machine "
                     "needs the same clf-edge[batch] and Python as this one"
                 )
             return
@@ -145,7 +149,7 @@ class WorkerPool:
         if self._attempts[call.shard.index] == _ATTEMPTS:
             first, last = call.shard.units[0].key, call.shard.units[-1].key
             raise MachineError(
-                f"shard {call.shard.index} ({first} to {last}) has ended {_ATTEMPTS} workers ({reason[-300:]}); lower "
+                f"shard {call.shard.index} ({first} to {last}) has ended {_ATTEMPTS} workers ({reason}); lower "
                 "--max-image-bytes if the memory does not suffice, or leave these images out"
             )
 
@@ -154,7 +158,10 @@ class WorkerPool:
         is_waiting = not self.infos and time.monotonic() > self._started + _SECONDS_UNTIL_WAITING
         if is_waiting:
             self._started = float("inf")
-            need = f"{self._setup.model.threads} cores" + (
-                f" and {self._options.gpus:g} GPUs" if self._options.gpus else ""
-            )
+            threads, gpus = self._setup.model.threads, self._options.gpus
+            need = f"{threads} {'core' if threads == 1 else 'cores'}" + (f" and {gpus:g} GPU" if gpus else "")
             self._callbacks.on_warning(f"no machine has had {need} free for a worker so far; still waiting")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

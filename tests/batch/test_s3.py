@@ -37,10 +37,12 @@ class Faults:
 
     Attributes:
         share: How many of them fail.
+        refuses: Whether all of them are answered with 403.
         counts: How many failed in which way.
     """
 
     share: float = 0.0
+    refuses: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     generator: random.Random = field(default_factory=lambda: random.Random(5))
 
@@ -53,6 +55,9 @@ def failing_proxy(upstream: tuple[str, int], faults: Faults) -> type[http.server
 
         def _pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if faults.refuses:
+                self._answer(403, {}, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+                return
             fault = faults.generator.choice(("503", "truncated")) if faults.generator.random() < faults.share else ""
             if fault == "503":
                 faults.counts[fault] += 1
@@ -118,7 +123,7 @@ def bucket(store, monkeypatch):
         files.rm("bucket", recursive=True)
     files.mkdir("bucket")
     yield files, faults
-    faults.share = 0.0
+    faults.share, faults.refuses = 0.0, False
     remote._file_system.cache_clear()
 
 
@@ -159,3 +164,23 @@ def test_a_bucket_is_listed_in_order_with_and_without_subfolders(bucket):
 def test_a_missing_bucket_is_one_line(bucket):
     with pytest.raises(MachineError, match="s3://nothing/x: there is no such file, folder or bucket"):
         find("s3://nothing/x")
+
+
+def test_a_missing_permission_is_one_line_for_inputs_and_results(bucket, options, samples):
+    _, faults = bucket
+    faults.refuses = True
+    with pytest.raises(MachineError, match=r"s3://bucket/images/: access denied \(.*\); check the credentials"):
+        find("s3://bucket/images/")
+    with pytest.raises(MachineError, match=r"s3://bucket/results: access denied"):
+        run_here(options(samples[0], output="s3://bucket/results"))
+
+
+def test_missing_credentials_are_one_line(bucket, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    remote._file_system.cache_clear()
+    remote.file_system("s3://bucket")[0].clear_instance_cache()
+    remote._file_system.cache_clear()
+    with pytest.raises(MachineError, match=r"s3://bucket/x: access denied \(Unable to locate credentials\)"):
+        find("s3://bucket/x")

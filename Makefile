@@ -1,6 +1,6 @@
 # make demo · make test · make lint · make docs · make bench · make lock
 # Slower tests: make test-slow · make test-runtimes · make test-kills · make test-faults · make test-pythons
-# make test-portable · make endurance · make fuzz · make corpus · make audit · make workflows
+# make test-portable · make test-batch · make endurance · make fuzz · make corpus · make audit · make workflows
 # Needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-pythons test-portable lint check docs bench endurance fuzz corpus audit workflows lock clean
+.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-pythons test-portable test-batch lint check docs bench endurance fuzz corpus audit workflows lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -43,7 +43,8 @@ check: setup
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
 	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py --ignore tests/test_pythons.py \
-		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py --ignore tests/test_faults.py --ignore tests/test_races.py
+		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py --ignore tests/test_faults.py --ignore tests/test_races.py \
+		--ignore tests/batch
 
 # The same files on eight releases of onnxruntime, each in an environment of its own, on OpenVINO and on onnxruntime-web
 # (if npm and Node.js are installed: apt-get install npm): 5 minutes.
@@ -62,6 +63,12 @@ test-pythons: setup
 test-portable: export PYTHONPATH = $(CURDIR)/tests/without_unix
 test-portable: setup
 	pytest tests/runtime tests/train/test_train_cli.py tests/train/test_loading.py
+
+# clf-batch while workers, machines, drivers and the object store fail: 15 minutes.
+test-batch: export OMP_NUM_THREADS = 1
+test-batch: setup
+	uv pip install --quiet --python $(VENV)/bin/python s3fs "moto[server]"
+	pytest -n 0 -s -m slow -o faulthandler_timeout=1800 tests/batch
 
 # Every call on the file system fails once, in clf-run, clf-deploy, clf-export and clf-train: 45 minutes.
 test-faults: setup

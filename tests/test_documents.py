@@ -13,6 +13,8 @@ import click
 import pytest
 from conftest import BIN
 
+from clf_batch.cli import command as batch_command
+from clf_batch.report.cli import command as batch_report_command
 from clf_deploy.cli import command as deploy_command
 from clf_export.cli import command as export_command
 from clf_runtime import Classifier, errors
@@ -38,6 +40,7 @@ COMMANDS = {
         bench_command,
         serve_command,
         deploy_command,
+        batch_command,
     )
 }
 # The commands of the group, by both words.
@@ -45,10 +48,11 @@ SUBCOMMANDS = {f"{deploy_command.name} {name}": command for name, command in dep
 
 
 def flags(command: click.Command) -> set[str]:
-    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    parameters = [*command.params, *(batch_report_command.params if command is batch_command else ())]
+    return {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
-NAME = "clf-(?:train|import|export|run|eval|bench|serve|deploy)"
+NAME = "clf-(?:train|import|export|run|eval|bench|serve|batch|deploy)"
 
 
 def mentions(text: str) -> list[tuple[str, set[str]]]:
@@ -148,6 +152,7 @@ def test_every_file_in_the_architecture_exists():
         "clf_runtime": "runtime",
         "clf_serve": "runtime",
         "clf_deploy": "runtime",
+        "clf_batch": "runtime",
         "clf_train": "train",
         "clf_export": "export",
     }

@@ -44,7 +44,7 @@ def test_the_wheel_contains_the_five_packages_their_templates_and_the_license(wh
         metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
         entry_points = archive.read(f"{info}/entry_points.txt").decode()
     tops = {name.partition("/")[0] for name in names}
-    assert tops == {"clf_runtime", "clf_serve", "clf_deploy", "clf_train", "clf_export", info}
+    assert tops == {"clf_runtime", "clf_serve", "clf_batch", "clf_deploy", "clf_train", "clf_export", info}
     assert {f"{package}/py.typed" for package in tops - {info}} <= set(names)
     assert {f"clf_train/report/templates/{name}" for name in ("report.html.j2", "preview.html.j2", "page.css")} <= set(
         names
@@ -58,6 +58,7 @@ def test_the_wheel_contains_the_five_packages_their_templates_and_the_license(wh
         "cpu",
         "gpu",
         "serve",
+        "batch",
         "train",
         "tensorboard",
         "parquet",
@@ -70,6 +71,7 @@ def test_the_wheel_contains_the_five_packages_their_templates_and_the_license(wh
     }
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert [line.split(" = ")[0] for line in entry_points.splitlines()[1:] if line] == [
+        "clf-batch",
         "clf-bench",
         "clf-deploy",
         "clf-eval",

@@ -106,6 +106,9 @@ _EXTRAS = {
     "cryptography": "verify",
     "model_signing": "sign",
     "OpenSSL": "sign",
+    "ray": "batch",
+    "pyarrow": "batch",
+    "fsspec": "batch",
 }
 
 _UNTIL_REPEATED_S = 0.01  # a signal whose exception was ignored

@@ -20,6 +20,9 @@ HEAVY = (
     "matplotlib",
     "uvicorn",
     "prometheus_client",
+    "ray",
+    "pyarrow",
+    "fsspec",
 )
 NEVER_ON_A_DEVICE = ("torch", "torchvision", "onnx", "onnxscript", "sklearn", "jinja2", "tqdm", "scipy", "clf_train")
 
@@ -35,7 +38,14 @@ def modules_after(code: str) -> set[str]:
     "module",
     [
         *("clf_runtime.cli", "clf_runtime.evaluation.cli", "clf_runtime.bench.cli"),
-        *("clf_serve.cli", "clf_deploy.cli", "clf_train.cli", "clf_train.cli_import", "clf_export.cli"),
+        *(
+            "clf_serve.cli",
+            "clf_batch.cli",
+            "clf_deploy.cli",
+            "clf_train.cli",
+            "clf_train.cli_import",
+            "clf_export.cli",
+        ),
     ],
 )
 @pytest.mark.parametrize("flag", ["--help", "--version"])
@@ -68,6 +78,12 @@ def test_serving_needs_neither_torch_nor_a_template_engine():
     loaded = modules_after("from clf_serve import server")
     assert {"numpy", "PIL", "onnxruntime", "uvicorn", "prometheus_client"} <= loaded
     assert not loaded & set(NEVER_ON_A_DEVICE)
+
+
+def test_a_batch_worker_needs_neither_torch_nor_ray():
+    loaded = modules_after("from clf_batch import worker")
+    assert {"numpy", "PIL", "onnxruntime", "pyarrow"} <= loaded
+    assert not loaded & {*NEVER_ON_A_DEVICE, "ray"}
 
 
 def test_classifying_an_image_imports_nothing_that_opens_connections(model, samples):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from importlib import resources
 
 from clf_runtime import __version__
+from clf_runtime.evaluation.document import draw_card, html_document
 from clf_runtime.evaluation.figures import (
     MAX_LABEL_LENGTH,
     draw_confusions,
@@ -23,41 +23,25 @@ from clf_runtime.evaluation.record import describe_machine
 from clf_runtime.evaluation.results import Comparison, Evaluation, ModelResult
 from clf_runtime.evaluation.table import describe_comparison, describe_images, overview_rows
 
-# The browser itself then blocks every request.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
 
 def html_from_evaluation(evaluation: Evaluation) -> str:
     """Return the page as the text of one HTML file; images are read again for thumbnails of the mistakes."""
     images, results = evaluation.images, evaluation.results
     title = f"Evaluation on {shorten(images.source.name or str(images.source), MAX_LABEL_LENGTH)}"
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("title", title),
-        element("style", Markup(resources.files(__package__).joinpath("page.css").read_text("utf-8"))),
-    )
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     body = [
         element("p", f"clf-eval {__version__}, {date}, {describe_machine()}", class_="eyebrow"),
         element("h1", title),
         element("p", describe_images(images)),
         *_draw_warnings(evaluation),
-        _card("Overview", _draw_overview(evaluation)),
-        *(_card("Comparison", _draw_comparison(comparison)) for comparison in evaluation.comparisons),
+        draw_card("Overview", _draw_overview(evaluation)),
+        *(draw_card("Comparison", _draw_comparison(comparison)) for comparison in evaluation.comparisons),
         *(
             _draw_model(result, evaluation, f" ({name})" if len(results) > 1 else "")
             for name, result in zip(evaluation.names, results, strict=True)
         ),
     ]
-    return f"<!doctype html>\n{element('html', head, element('body', element('main', *body)), lang='en')}\n"
-
-
-def _card(title: str, *content: str) -> Markup:
-    return element("section", element("h2", title), *content, class_="card")
+    return html_document(title, *body)
 
 
 def _draw_warnings(evaluation: Evaluation) -> Iterable[Markup]:
@@ -114,10 +98,10 @@ def _draw_comparison(comparison: Comparison) -> Markup:
 
 def _draw_model(result: ModelResult, evaluation: Evaluation, suffix: str) -> Markup:
     return join(
-        _card(f"Classes{suffix}", _draw_classes(result)),
-        _card(f"Confusions{suffix}", draw_confusions(result)),
-        _card(f"Calibration{suffix}", _draw_calibration(result)),
-        _card(f"Mistakes{suffix}", draw_mistakes(result, evaluation)),
+        draw_card(f"Classes{suffix}", _draw_classes(result)),
+        draw_card(f"Confusions{suffix}", draw_confusions(result)),
+        draw_card(f"Calibration{suffix}", _draw_calibration(result)),
+        draw_card(f"Mistakes{suffix}", draw_mistakes(result, evaluation)),
     )
 
 

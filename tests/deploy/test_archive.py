@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
+from bundles import FILES, manifest_of
 
 from clf_deploy.bundle import archive
-from clf_deploy.bundle.manifest import Manifest, Part, is_safe
-from clf_deploy.bundle.platforms import Target
+from clf_deploy.bundle.manifest import is_safe
 from clf_runtime.errors import DataError
-
-FILES = {"install.sh": b"#!/bin/sh\n", "model.onnx": bytes(1024), "wheels/a-1-py3-none-any.whl": b"PK" * 700}
-
-
-def manifest_of(files: dict[str, bytes]) -> Manifest:
-    parts = tuple(Part(path, len(files[path]), hashlib.sha256(files[path]).hexdigest()) for path in sorted(files))
-    return Manifest("0.2.0", Target("linux-aarch64", "3.11"), "2.28", "model.onnx", None, parts)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def built(tmp_path_factory, model) -> Path:
 
 
 def options_of(folder: Path, platform: str = "linux-aarch64", python: str = "3.11", **more: object) -> BundleOptions:
-    values = {"extras": ("cpu", "serve"), "constraint": PINNED} | more
+    values = {"extras": ("cpu", "serve", "verify"), "constraint": PINNED} | more
     return BundleOptions(folder / "model.onnx", Target(platform, python), **values)  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def test_a_bundle_contains_the_wheels_of_its_platform_pinned_by_digest(built):
     folder = built / "unpacked"
     found = {Wheel.read(path).name: path for path in (folder / "wheels").iterdir()}
     assert {"clf-edge", "click", "numpy", "pillow", "onnxruntime", "uvicorn", "httptools", "pip"} <= found.keys()
-    assert {path.name.rpartition("_")[2] for path in found.values() if "any" not in path.name} == {"aarch64.whl"}
+    assert {path.name.rpartition("_")[2] for path in found.values() if "-none-any" not in path.name} == {"aarch64.whl"}
     lines = (folder / "requirements.txt").read_text().splitlines()
     assert lines == [Wheel.read(path).requirement for _, path in sorted(found.items())]
 
@@ -61,6 +61,8 @@ def test_a_bundle_contains_the_model_its_signature_and_what_runs_on_the_device(b
     folder = built / "unpacked"
     assert (folder / "model.onnx").read_bytes() == (built / "model.onnx").read_bytes()
     assert (folder / "model.onnx.sig").read_text() == "{}"
+    # What verifies it.
+    assert list((folder / "wheels").glob("cryptography-*.whl"))
     for path in filter(Path.is_file, DEVICE.rglob("*.s*")):
         assert (folder / path.relative_to(DEVICE)).read_bytes() == path.read_bytes()
 

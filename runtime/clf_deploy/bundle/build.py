@@ -26,6 +26,11 @@ REQUIREMENTS, SBOM, WHEELS = "requirements.txt", "sbom.cdx.json", "wheels"
 _DEVICE = ("install.sh", "install.py", "systemd/clf-serve.service", "systemd/clf-camera.service")
 
 
+def default_extras(model: Path) -> tuple[str, ...]:
+    """Return the extras of clf-edge that a device needs to serve a model and, if it is signed, to verify it."""
+    return ("cpu", "serve", "verify") if _signature_of(model).exists() else ("cpu", "serve")
+
+
 @dataclass(frozen=True)
 class BundleOptions:
     """What a bundle contains.
@@ -110,11 +115,15 @@ def _check_runtime(model: OnnxFile, wheels: Iterable[Wheel]) -> None:
 def _copy_model(model: Path, folder: Path) -> str | None:
     """Copy the model and its signature; return the name of the signature, or None without one."""
     shutil.copyfile(model, folder / model.name)
-    signature = model.with_name(f"{model.name}.sig")
+    signature = _signature_of(model)
     if not signature.exists():
         return None
     shutil.copyfile(signature, folder / signature.name)
     return signature.name
+
+
+def _signature_of(model: Path) -> Path:
+    return model.with_name(f"{model.name}.sig")
 
 
 def _parts(folder: Path) -> Iterable[Part]:

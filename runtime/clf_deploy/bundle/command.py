@@ -19,10 +19,8 @@ from clf_runtime.command import ARTIFACTS_OPTION, say
     "--extra",
     "extras",
     multiple=True,
-    default=("cpu", "serve"),
-    show_default=True,
     metavar="NAME",
-    help="Extra of clf-edge that is installed there; repeat it.",
+    help="Extra of clf-edge that is installed there; repeat it.  [default: cpu, serve; verify if the model is signed]",
 )
 @click.option(
     "--constraint", metavar="FILE", help="Versions of the dependencies, as pip's constraint files.  [default: newest]"
@@ -43,13 +41,14 @@ def bundle(
     """
     from pathlib import Path
 
-    from clf_deploy.bundle.build import BundleOptions, build_bundle
+    from clf_deploy.bundle.build import BundleOptions, build_bundle, default_extras
     from clf_deploy.bundle.platforms import Target
 
+    file = Path(model) if model is not None else Path(artifacts) / ONNX
     options = BundleOptions(
-        Path(model) if model is not None else Path(artifacts) / ONNX,
+        file,
         Target(platform, python),
-        extras,
+        extras or default_extras(file),
         Path(constraint) if constraint is not None else None,
     )
     manifest = build_bundle(options, Path(output))

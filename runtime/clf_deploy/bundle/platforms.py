@@ -50,4 +50,5 @@ class Target:
     def tags(self) -> tuple[str, ...]:
         """The platform tags of its wheels, best first."""
         tags = [f"manylinux_2_{minor}_{self.machine}" for minor in range(GLIBC[1], _OLDEST_GLIBC - 1, -1)]
-        return (*tags, f"manylinux2014_{self.machine}")
+        # Wheels that were built for one system, as NVIDIA's for Jetson, have the last tag.
+        return (*tags, f"manylinux2014_{self.machine}", f"linux_{self.machine}")

@@ -69,8 +69,13 @@ def create_device() -> ArmDevice:
     qemu = _unpack("qemu", QEMU_RELEASE, QEMU_PACKAGES) / "usr/bin/qemu-aarch64"
     root = FOLDER / "device"
     shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(_unpack("debian", DEVICE_RELEASE, DEVICE_PACKAGES, "--architectures=arm64"), root, symlinks=True)
-    (root / "mnt").mkdir(exist_ok=True)
+    debian = _unpack("debian", DEVICE_RELEASE, DEVICE_PACKAGES, "--architectures=arm64")
+    # Not what is in /dev: a copy of /dev/zero has no end.
+    shutil.copytree(
+        debian, root, symlinks=True, ignore=lambda folder, names: names if folder == f"{debian}/dev" else ()
+    )
+    for name in ("mnt", "proc", "sys", "tmp"):
+        (root / name).mkdir(exist_ok=True)
     device = ArmDevice(root, qemu)
     tried = subprocess.run(device._arguments(["uname", "-m"]), capture_output=True, text=True)
     if tried.returncode == 125:

@@ -12,7 +12,7 @@ from bundles import FILES, manifest_of
 
 from clf_deploy.bundle import archive
 from clf_deploy.bundle.manifest import is_safe
-from clf_runtime.errors import DataError
+from clf_runtime.errors import DataError, InvalidModelError
 
 
 @pytest.fixture
@@ -59,6 +59,18 @@ def test_a_bundle_unpacks_to_the_files_it_was_made_of(bundle, tmp_path):
     assert not archive.is_bundle(tmp_path / "files/model.onnx")
 
 
+def test_the_model_alone_is_unpacked_for_as_long_as_it_is_needed(bundle, tmp_path):
+    with archive.unpacked_model(bundle) as model:
+        assert content_of(model.parent) == {"model.onnx": FILES["model.onnx"]}
+    assert not model.exists()
+    with pytest.raises(InvalidModelError) as caught, archive.unpacked_model(bundle) as model:
+        raise InvalidModelError(f"{model}: not a model")
+    assert str(caught.value) == f"{bundle}/model.onnx: not a model"
+    for other in (tmp_path / "files/model.onnx", tmp_path / "missing", tmp_path):
+        with archive.unpacked_model(other) as same:
+            assert same == other
+
+
 def test_tar_unpacks_the_same_files(bundle, tmp_path):
     done = subprocess.run(["tar", "xf", bundle, "-C", tmp_path], capture_output=True, text=True, check=True)
     assert done.stderr == ""
@@ -88,7 +100,7 @@ def test_each_cut_and_each_changed_byte_is_noticed(bundle):
         bundle.write_bytes(good[:position] + bytes([good[position] ^ 1]) + good[position + 1 :])
         refuse(bundle, "")
     bundle.write_bytes(good + b"\0")
-    refuse(bundle, "its end is not as its manifest says")
+    refuse(bundle, "it goes on after its end")
 
 
 PATHS = ("../x", "/x", "a/../../x", "a/b/c", "", ".", "a//b", "C:\\x", "a\\b", "-rf", "a\nb", " a", "a\0", "b" * 101, 7)

@@ -13,13 +13,14 @@ import hashlib
 import re
 import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from clf_deploy.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, Part
-from clf_runtime.errors import DataError
+from clf_runtime.errors import DataError, InvalidModelError
 
 FOLDER = "clf-bundle"  # what `tar xf` creates
 
@@ -64,12 +65,36 @@ def read_manifest(path: Path) -> Manifest:
         return manifest
 
 
-def unpack(path: Path, folder: Path) -> Manifest:
+@contextlib.contextmanager
+def unpacked_model(path: Path) -> Iterator[Path]:
+    """Yield the model inside a bundle, beside its signature, in a folder that lasts as long as the block.
+
+    Any other file is yielded as it is. What is raised inside about the model names the bundle.
+
+    Raises:
+        DataError: The bundle is damaged.
+        OSError: A file cannot be read or written.
+    """
+    # What is no regular file is reported by whoever opens it.
+    if not path.is_file() or not is_bundle(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="clf-bundle-") as name:
+        folder = Path(name, FOLDER)
+        manifest = unpack(path, folder, only_model=True)
+        try:
+            yield folder / manifest.model
+        except (InvalidModelError, DataError) as error:
+            raise type(error)(str(error).replace(str(folder), str(path))) from None
+
+
+def unpack(path: Path, folder: Path, *, only_model: bool = False) -> Manifest:
     """Write the files of a bundle into a new folder. Every file is verified; nothing is left if one is not as it was.
 
     Args:
         path: The bundle.
         folder: The folder, which must not exist.
+        only_model: Write the model and its signature only; the other files are verified all the same.
 
     Raises:
         DataError: It is no bundle, or damaged.
@@ -78,11 +103,14 @@ def unpack(path: Path, folder: Path) -> Manifest:
     with _opened(path) as (manifest, archive):
         folder.mkdir()
         try:
-            (folder / MANIFEST).write_bytes(manifest.to_json())
+            wanted = {manifest.model, manifest.signature} if only_model else {part.path for part in manifest.parts}
+            if not only_model:
+                (folder / MANIFEST).write_bytes(manifest.to_json())
             for part in manifest.parts:
-                _unpack_part(archive, part, folder)
+                _unpack_part(archive, part, folder / part.path if part.path in wanted else None)
             archive.expect(_END, "its end")
-            archive.expect(b"", "its end")
+            if archive.file.read(1):
+                raise archive.error("damaged: it goes on after its end")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -106,8 +134,8 @@ class _Archive:
         return content
 
     def expect(self, expected: bytes, what: str) -> None:
-        """Read bytes that can have one value only; with none expected, the end of the file."""
-        if self.file.read(len(expected) or 1) != expected:
+        """Read bytes that can have one value only."""
+        if self.file.read(len(expected)) != expected:
             raise self.error(f"damaged or no bundle: {what} is not as its manifest says")
 
 
@@ -120,7 +148,7 @@ def _opened(path: Path) -> Iterator[tuple[Manifest, _Archive]]:
         if size is None or int(size[1], 8) > MAX_MANIFEST_BYTES or header != _header(MANIFEST, int(size[1], 8)):
             raise DataError(f"{path}: not a bundle of clf-deploy; build one with clf-deploy bundle")
         content = archive.read(int(size[1], 8))
-        archive.expect(_padding(len(content)), "its manifest") if len(content) % _BLOCK else None
+        archive.expect(_padding(len(content)), "its manifest")
         try:
             manifest = Manifest.from_json(content)
         except DataError as error:
@@ -130,22 +158,24 @@ def _opened(path: Path) -> Iterator[tuple[Manifest, _Archive]]:
         yield manifest, archive
 
 
-def _unpack_part(archive: _Archive, part: Part, folder: Path) -> None:
+def _unpack_part(archive: _Archive, part: Part, target: Path | None) -> None:
+    """Verify the next file, and write it if there is a target."""
     archive.expect(_header(part.path, part.bytes), part.path)
-    target = folder / part.path
-    target.parent.mkdir(exist_ok=True)
     digest, left = hashlib.sha256(), part.bytes
-    with target.open("xb") as file:
+    if target is not None:
+        target.parent.mkdir(exist_ok=True)
+    with target.open("xb") if target is not None else contextlib.nullcontext() as file:
         while left:
             piece = archive.read(min(left, _PIECE_BYTES))
             digest.update(piece)
-            file.write(piece)
             left -= len(piece)
+            if file is not None:
+                file.write(piece)
     if digest.hexdigest() != part.sha256:
         raise archive.error(f"damaged: the content of {part.path} does not match its SHA-256")
-    if padding := _padding(part.bytes):
-        archive.expect(padding, part.path)
-    target.chmod(_mode(part.path))
+    archive.expect(_padding(part.bytes), part.path)
+    if target is not None:
+        target.chmod(_mode(part.path))
 
 
 def _header(path: str, size: int) -> bytes:

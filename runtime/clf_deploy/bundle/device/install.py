@@ -1,9 +1,10 @@
 """Installs the bundle in which it lies. It needs the standard library only, no network, and no pip.
 
     PREFIX/releases/ID/    a virtual environment; ID follows from the wheels and the Python
-    PREFIX/bin             a link to the environment that is in use; it changes last, and in one step
+    PREFIX/bin             a link to the environment that is in use; it changes in one step
 
-If PREFIX is a virtual environment already, the packages are installed there.
+Then `clf-deploy install` brings the model into its store. If PREFIX is a virtual environment already, the packages are
+installed there, and the model is only tested.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 
 BUNDLE = Path(__file__).resolve().parent
 INVALID, MACHINE = 3, 4  # the exit codes of clf-edge
+UNCHANGED = "; what was in use before is unchanged"
 
 
 def main() -> None:
@@ -37,8 +39,9 @@ def main() -> None:
             self_test(prefix, manifest)
         else:
             install_release(prefix, manifest)
+            install_model(prefix, manifest)
     except OSError as error:
-        fail(MACHINE, f"{error.filename or prefix}: {error.strerror}; what was installed before is unchanged")
+        fail(MACHINE, f"{error.filename or prefix}: {error.strerror}{UNCHANGED}")
     print(f"install.sh: installed clf-edge {manifest['clf_edge']} into {prefix}; its commands are in {prefix / 'bin'}")
 
 
@@ -106,13 +109,21 @@ def install_into(environment: Path) -> None:
     command = [environment / "bin/python", "-I", pip / "pip", "--isolated", "install", "--quiet", "--no-index"]
     command += ["--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--require-hashes"]
     command += ["--find-links", BUNDLE / "wheels", "-r", BUNDLE / "requirements.txt"]
-    run(command, "the packages could not be installed")
+    run(command, f"the packages could not be installed{UNCHANGED}")
 
 
 def self_test(environment: Path, manifest: dict[str, Any]) -> None:
     """Run the self-test of the model with what was just installed."""
     command = [environment / "bin/clf-run", "--self-test", "--model", BUNDLE / manifest["model"]]
-    run(command, "the self-test failed on this device")
+    run(command, f"the self-test failed on this device{UNCHANGED}")
+
+
+def install_model(prefix: Path, manifest: dict[str, Any]) -> None:
+    """Install the model into the store of this device, which verifies it and makes it the one that runs."""
+    # /var/lib/clf-edge, which the units open; or a place of one's own.
+    store = [] if prefix == Path("/opt/clf") or "CLF_STORE" in os.environ else ["--store", prefix / "models"]
+    command = [prefix / "bin/clf-deploy", "install", *store, BUNDLE / manifest["model"]]
+    run(command, "the programs are installed, but not the model; the one before stays in use")
 
 
 def remove_others(releases: Path, kept: set[str]) -> None:
@@ -131,7 +142,7 @@ def run(command: list[Any], failure: str) -> None:
     """Run a program that must succeed; its output goes to stderr, of which only results belong on stdout."""
     code = subprocess.run([*map(str, command)], stdout=sys.stderr, check=False).returncode
     if code != 0:
-        fail(code if code in (INVALID, MACHINE) else MACHINE, f"{failure}; what was in use before is unchanged")
+        fail(code if code in (INVALID, MACHINE) else MACHINE, failure)
 
 
 def fail(code: int, reason: str) -> NoReturn:

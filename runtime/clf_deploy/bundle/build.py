@@ -23,7 +23,8 @@ from clf_runtime.files import atomic_path
 from clf_runtime.onnx_file import OnnxFile, parse_version
 
 REQUIREMENTS, SBOM, WHEELS = "requirements.txt", "sbom.cdx.json", "wheels"
-_DEVICE = ("install.sh", "install.py", "systemd/clf-serve.service", "systemd/clf-camera.service")
+_UNITS = ("clf-serve.service", "clf-camera.service", "clf-update.service", "clf-update.timer")
+_DEVICE = ("install.sh", "install.py", *(f"systemd/{name}" for name in _UNITS))
 
 
 def default_extras(model: Path) -> tuple[str, ...]:

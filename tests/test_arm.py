@@ -17,8 +17,11 @@ import pytest
 from arm import DEVICE_PYTHON, ArmDevice, create_device
 from conftest import ROOT, build_once, run_command
 
-FILES = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
 PHOTOS = 200
+
+# The largest |difference of a logit|. With instructions for FP16, as here, onnxruntime computes in FP16, otherwise in
+# FP32; the self-test allows as much.
+LIMITS = {"model.onnx": 1e-4, "model.fp16.onnx": 5e-2, "model.int8.onnx": 0.0}
 
 # Print a JSON array for each image on stdin and each model: pixels (digest), logits.
 ASK = """
@@ -78,7 +81,7 @@ def photo_models(request, test_data) -> Path:
     return build_once(request.config, "photo-models", build)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", LIMITS)
 def test_the_self_test_passes(installed, artifacts, name):
     there = installed.copy(artifacts / name)
     report = installed.run("/opt/clf/bin/clf-run", "--self-test", "--model", there).stdout
@@ -89,22 +92,21 @@ def test_the_self_test_passes(installed, artifacts, name):
 
 def test_test_images_get_the_same_answers(installed, artifacts, digits):
     images = sorted(digits.rglob("*.png"))[::9]
-    compare(installed, [artifacts / name for name in FILES], images)
+    compare(installed, [artifacts / name for name in LIMITS], images)
 
 
 def test_photos_get_the_same_answers(installed, photo_models, test_data):
     photos = sorted((test_data / "clothing/test").rglob("*.jpg"), key=lambda path: path.name)[:PHOTOS]
     assert len(photos) == PHOTOS
-    compare(installed, [photo_models / name for name in FILES], photos)
+    compare(installed, [photo_models / name for name in LIMITS], photos)
 
 
 def test_the_service_answers(installed, artifacts, samples):
     model, image = installed.copy(artifacts / "model.onnx"), installed.copy(samples[0])
+    ask = f"/opt/clf/bin/clf-run --server unix:/tmp/clf.sock --format jsonl {image}"
     script = (
         f"/opt/clf/bin/clf-serve --model {model} --unix /tmp/clf.sock & "
-        "while ! test -S /tmp/clf.sock; do sleep 1; done; "
-        f"/opt/clf/bin/clf-run --server unix:/tmp/clf.sock --format jsonl {image}; "
-        "code=$?; kill $!; wait $!; exit $code"
+        f"for try in $(seq 100); do if {ask}; then kill $!; wait $!; exit; fi; sleep 1; done; exit 1"
     )
     record = json.loads(installed.run("sh", "-c", script).stdout)
     assert record["label"] == samples[0].name.partition("-")[0]
@@ -124,7 +126,7 @@ def compare(device: ArmDevice, models: Sequence[Path], images: Sequence[Path]) -
         print(f"\n{model.name}: {len(images)} images, max |difference of a logit| {difference:.1e}, flipped {flipped}")
         assert our_pixels == their_pixels
         assert flipped == 0
-        assert difference == 0 if "int8" in model.name else difference < 1e-3
+        assert difference <= LIMITS[model.name]
 
 
 def read(printed: str, models: int) -> list[tuple[list[str], np.ndarray]]:

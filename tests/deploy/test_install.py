@@ -115,17 +115,24 @@ def test_a_bundle_installs_without_a_network_and_again(version, artifacts, tmp_p
     done = install(folder, tmp_path / "prefix", prefix=prefix, **told)
     assert done.returncode == 0, done.stderr
     assert "passed: 16 images on CPUExecutionProvider" in done.stderr
-    link = tmp_path / "prefix/bin"
+    link = tmp_path / "prefix/current"
     first = link.readlink()
-    assert run_checked(link / "clf-run", "--version").stdout.startswith("clf-run, version ")
-    assert not home.exists()
+    assert run_checked(tmp_path / "prefix/bin/clf-run", "--version").stdout.startswith("clf-run, version ")
+    imported = run_checked(
+        tmp_path / "prefix/bin/python", "-c", "import clf_runtime; print(clf_runtime.__file__)"
+    ).stdout
+    assert Path(imported.strip()).is_relative_to(tmp_path / "prefix")
+    installed_model = tmp_path / "prefix/models/current/model.onnx"
+    assert installed_model.read_bytes() == (folder / "model.onnx").read_bytes()
+    assert not (home / ".local").exists()
+    assert not (home / ".cache").exists()
 
     # Again, after an installation that was cut off and one of other versions.
     (tmp_path / "prefix/releases/older/bin").mkdir(parents=True)
-    (tmp_path / "prefix" / first.parent / "complete").unlink()
+    (tmp_path / "prefix" / first / "complete").unlink()
     done = install(folder, tmp_path / "prefix", prefix=prefix, **told)
     assert (done.returncode, link.readlink()) == (0, first), done.stderr
-    assert [path.name for path in (tmp_path / "prefix/releases").iterdir()] == [first.parent.name]
+    assert [path.name for path in (tmp_path / "prefix/releases").iterdir()] == [first.name]
 
     # A model whose self-test fails changes nothing.
     run_checked(sys.executable, "-c", DAMAGE, folder)

@@ -1,7 +1,8 @@
 """Installs the bundle in which it lies. It needs the standard library only, no network, and no pip.
 
-    PREFIX/releases/ID/    a virtual environment; ID follows from the wheels and the Python
-    PREFIX/bin             a link to the environment that is in use; it changes in one step
+    PREFIX/releases/ID/                a virtual environment; ID follows from the wheels and the Python
+    PREFIX/current → releases/ID       the one in use; it changes in one step
+    PREFIX/bin → current/bin           and likewise lib and pyvenv.cfg: together a virtual environment
 
 Then `clf-deploy install` brings the model into its store. If PREFIX is a virtual environment already, the packages are
 installed there, and the model is only tested.
@@ -34,7 +35,7 @@ def main() -> None:
     check_device(manifest)
     check_parts(manifest)
     try:
-        if (prefix / "pyvenv.cfg").exists():
+        if (prefix / "pyvenv.cfg").exists() and not (prefix / "releases").exists():
             install_into(prefix)
             self_test(prefix, manifest)
         else:
@@ -91,14 +92,22 @@ def install_release(prefix: Path, manifest: dict[str, Any]) -> None:
         os.sync()
         complete.touch()
     self_test(release, manifest)
-    link, temporary = prefix / "bin", prefix / f".bin.{os.getpid()}"
-    previous = link.readlink().parts if link.is_symlink() else ()
+    current = prefix / "current"
+    previous = current.readlink().name if current.is_symlink() else ""
+    os.sync()
+    link(current, Path("releases", release.name))
+    for name in ("lib", "pyvenv.cfg", "bin"):
+        link(prefix / name, Path("current", name))
+    os.sync()
+    remove_others(prefix / "releases", {release.name, previous})
+
+
+def link(path: Path, target: Path) -> None:
+    """Make a path a link to a target, in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(Path("releases", release.name, "bin"))
-    os.sync()
-    temporary.replace(link)
-    os.sync()
-    remove_others(prefix / "releases", {release.name, *previous})
+    temporary.symlink_to(target)
+    temporary.replace(path)
 
 
 def install_into(environment: Path) -> None:

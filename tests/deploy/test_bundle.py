@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import BIN, ROOT, run_checked, run_command
+from privacy import assert_nothing_private
 
 from clf_deploy.bundle import wheels
 from clf_deploy.bundle.archive import unpack
@@ -19,19 +21,28 @@ from clf_deploy.bundle.own_wheel import write_own_wheel
 from clf_deploy.bundle.platforms import Target
 from clf_deploy.bundle.wheels import Wheel, download, resolve
 from clf_runtime.errors import MachineError, UsageError
+from clf_runtime.signature import signature_path
 
 PINNED = ROOT / "requirements/dev.txt"
 DEVICE = ROOT / "runtime/clf_deploy/bundle/device"
 
 
+# The user and the host of the workstation on which the bundle is made.
+USER, HOST = "alice-f3b1", "host-9c2e"
+UNSHARE = ("unshare", "--user", "--map-root-user", "--uts", "sh", "-c", f'hostname {HOST} && exec "$@"', "sh")
+
+
 @pytest.fixture(scope="module")
-def built(tmp_path_factory, model) -> Path:
+def built(tmp_path_factory, signed) -> Path:
     """A folder with a model, its signature, and a bundle for 64-bit Arm in arm.clfb; unpacked in `unpacked`."""
-    folder = tmp_path_factory.mktemp("bundle")
-    shutil.copy(model, folder / "model.onnx")
-    (folder / "model.onnx.sig").write_text("{}")
+    folder = tmp_path_factory.mktemp(USER)
+    for path in (signed, signature_path(signed)):
+        shutil.copy(path, folder)
     arguments = ("--platform", "linux-aarch64", "--python", "3.11", "--constraint", PINNED, "-o", "arm.clfb")
-    done = run_command("clf-deploy", "bundle", "-a", ".", *arguments, cwd=folder)
+    is_isolated = shutil.which("unshare") and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+    prefix = UNSHARE if is_isolated else ()
+    env = {"USER": USER, "LOGNAME": USER, "TMPDIR": str(folder)}
+    done = run_command("clf-deploy", "bundle", "-a", folder, *arguments, cwd=folder, prefix=prefix, **env)
     assert done.code == 0, done.err
     assert re.search(r"wrote arm.clfb: \d\d\.\d MB, 2\d files, the model is signed$", done.err)
     unpack(folder / "arm.clfb", folder / "unpacked")
@@ -60,11 +71,21 @@ def test_a_bundle_contains_the_wheels_of_its_platform_pinned_by_digest(built):
 def test_a_bundle_contains_the_model_its_signature_and_what_runs_on_the_device(built):
     folder = built / "unpacked"
     assert (folder / "model.onnx").read_bytes() == (built / "model.onnx").read_bytes()
-    assert (folder / "model.onnx.sig").read_text() == "{}"
+    assert (folder / "model.onnx.sig").read_bytes() == (built / "model.onnx.sig").read_bytes()
     # What verifies it.
     assert list((folder / "wheels").glob("cryptography-*.whl"))
     for path in filter(Path.is_file, DEVICE.rglob("*.s*")):
         assert (folder / path.relative_to(DEVICE)).read_bytes() == path.read_bytes()
+
+
+def test_a_bundle_names_neither_the_user_nor_the_host_nor_a_folder_of_the_workstation(built, tmp_path):
+    # Wheels of others name folders of the machines that built them.
+    ours = shutil.ignore_patterns("[!c]*.whl", "c[!l]*.whl", "cli*.whl")
+    shutil.copytree(built / "unpacked", tmp_path / "ours", ignore=ours)
+    assert [path.name[:8] for path in (tmp_path / "ours/wheels").iterdir()] == ["clf_edge"]
+    assert_nothing_private(tmp_path / "ours", USER, HOST, str(built.parent))
+    content = (built / "arm.clfb").read_bytes()
+    assert [name for name in (USER, HOST) if name.encode() in content] == []
 
 
 def test_the_bill_of_materials_names_every_wheel_with_its_digest(built):

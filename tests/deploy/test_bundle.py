@@ -14,13 +14,15 @@ import pytest
 from conftest import BIN, ROOT, run_checked, run_command
 from privacy import assert_nothing_private
 
-from clf_deploy.bundle import wheels
+from clf_deploy.bundle import build, own_wheel, wheels
 from clf_deploy.bundle.archive import unpack
 from clf_deploy.bundle.build import BundleOptions, build_bundle
 from clf_deploy.bundle.own_wheel import write_own_wheel
 from clf_deploy.bundle.platforms import Target
+from clf_deploy.bundle.sbom import sbom_from_parts
 from clf_deploy.bundle.wheels import Wheel, download, resolve
-from clf_runtime.errors import MachineError, UsageError
+from clf_runtime import onnx_file
+from clf_runtime.errors import DataError, MachineError, UsageError
 from clf_runtime.signature import signature_path
 
 PINNED = ROOT / "requirements/dev.txt"
@@ -162,3 +164,33 @@ def test_a_missing_tool_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match=r'^pip is not installed; pip install "clf-edge\[bundle\]"$'):
         download(tmp_path / "r.txt", Target("linux-x86_64", "3.11"), tmp_path)
+
+
+def test_an_unsigned_model_gives_a_bundle_without_a_signature(model, tmp_path):
+    assert build._copy_model(model, tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == [model.name]
+    assert build.default_extras(model) == ("cpu", "serve")
+
+
+def test_a_runtime_that_is_too_old_for_the_model_is_refused(model):
+    old = Wheel(model, "onnxruntime", "1.14.0", None, "0" * 64)
+    with pytest.raises(MachineError, match=r"needs onnxruntime 1\.\d+ or later, found 1.14.0 for this platform"):
+        build._check_runtime(onnx_file.read(model), [old])
+
+
+def test_a_wheel_that_states_no_license_has_none_in_the_bill_of_materials(model):
+    wheel = Wheel(model, "a", "1+local", None, "0" * 64)
+    (component,) = json.loads(sbom_from_parts(onnx_file.read(model), "0" * 64, [wheel]))["components"]
+    assert (component["purl"], "licenses" in component) == ("pkg:pypi/a@1%2Blocal", False)
+
+
+def test_what_is_no_wheel_is_reported(tmp_path):
+    (tmp_path / "a.whl").write_bytes(b"half")
+    with pytest.raises(DataError, match=r"a\.whl: not a wheel; clear the cache of pip"):
+        Wheel.read(tmp_path / "a.whl")
+
+
+def test_a_package_that_is_imported_but_not_installed_cannot_be_bundled(monkeypatch, tmp_path):
+    monkeypatch.setattr(own_wheel, "DISTRIBUTION", "clf-edge-that-is-not-installed")
+    with pytest.raises(MachineError, match="is not installed here, only imported"):
+        write_own_wheel(tmp_path)

@@ -8,7 +8,7 @@ from clf_runtime.artifacts import ONNX
 from clf_runtime.command import ARTIFACTS_OPTION, say
 
 
-@click.command("bundle")
+@click.command("bundle", short_help="Pack a model with everything that runs it.")
 @ARTIFACTS_OPTION
 @click.option("--model", metavar="FILE", help="The model.  [default: model.onnx of --artifacts]")
 @click.option(

@@ -50,7 +50,7 @@ test-slow: setup
 test-runtimes: setup
 	pytest -m "slow or not slow" tests/test_runtimes.py
 
-# A bundle on an emulated 64-bit Arm device (apt-get install mmdebstrap; Linux 6.7 or later): 10 minutes.
+# A bundle on an emulated 64-bit Arm device (apt-get install mmdebstrap; Linux 6.7 or later): half an hour.
 test-arm: export OMP_NUM_THREADS = 1
 test-arm: setup
 	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_arm.py

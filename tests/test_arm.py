@@ -1,6 +1,6 @@
 """The same files on 64-bit Arm: `make test-arm` installs a bundle on an emulated device without a network.
 
-The emulation is slow: about 10 minutes on 2 cores.
+The emulation is slow: about half an hour on 2 cores.
 """
 
 from __future__ import annotations

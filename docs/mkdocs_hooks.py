@@ -37,6 +37,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite the links between documents to links between pages of the site."""
+    if "/" in page.file.src_uri:
+        return markdown  # its links to pages in other folders are the same on the site
     return re.sub(r"\]\(([^)\s]+)\)", lambda link: f"]({site_link(link[1])})", markdown)
 
 

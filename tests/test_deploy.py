@@ -31,6 +31,11 @@ SERVICE_UNIT, CAMERA_UNIT = blocks("ini")
 (PODS,) = blocks("yaml")
 
 
+@pytest.mark.parametrize(("name", "unit"), [("clf-serve", SERVICE_UNIT), ("clf-camera", CAMERA_UNIT)])
+def test_a_bundle_contains_the_units_of_this_page(name, unit):
+    assert (ROOT / f"runtime/clf_deploy/bundle/device/systemd/{name}.service").read_text() == unit
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
 @pytest.mark.parametrize(
     ("name", "unit", "exposure"), [("clf-serve", SERVICE_UNIT, 1.5), ("clf-camera", CAMERA_UNIT, 2.0)]

@@ -28,7 +28,12 @@ from clf_train.cli_import import command as import_command
 
 ROOT = Path(__file__).parent.parent
 # Not the changelog, which names what was renamed.
-PAGES = [path for folder in (ROOT, ROOT / "docs") for path in sorted(folder.glob("*.md")) if path.stem != "CHANGELOG"]
+PAGES = [
+    path
+    for folder in (ROOT, ROOT / "docs", ROOT / "docs/devices")
+    for path in sorted(folder.glob("*.md"))
+    if path.stem != "CHANGELOG"
+]
 COMMANDS = {
     command.name: command
     for command in (

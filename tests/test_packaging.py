@@ -65,6 +65,7 @@ def test_the_wheel_contains_the_five_packages_their_templates_and_the_license(wh
         "watch",
         "verify",
         "sign",
+        "bundle",
         "export",
         "docs",
         "dev",

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from clf_deploy.bundle.command import bundle
 from clf_deploy.signing.command import keygen, sign, verify
 from clf_deploy.store.command import activate, gc, install, rollback, status
 from clf_runtime import __version__
@@ -23,6 +24,7 @@ Examples:
   clf-deploy keygen fleet.pem
   clf-deploy sign artifacts/model.onnx --key fleet.pem
   clf-deploy verify model.onnx --require-signature fleet.pub.pem
+  clf-deploy bundle --platform linux-aarch64 --python 3.11 -o x.clfb
   clf-deploy install model.onnx --require-signature fleet.pub.pem --probation 10min
   clf-deploy status --format json
   clf-deploy rollback
@@ -36,7 +38,7 @@ def command() -> None:
     """Bring models to devices."""
 
 
-for _subcommand in (keygen, sign, verify, install, activate, rollback, status, gc):
+for _subcommand in (keygen, sign, verify, bundle, install, activate, rollback, status, gc):
     command.add_command(_subcommand)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
-import zipfile
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_command
+from conftest import run_command
 from odd_images import drawing
+from privacy import assert_nothing_private
 
 from clf_train.portable import portable_command, portable_member, portable_path
 
@@ -59,28 +57,6 @@ def test_a_command_is_recorded_with_portable_paths():
 )
 def test_an_image_keeps_its_place_in_the_data(path, data, expected):
     assert portable_member(path, data) == expected
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return what all files of a folder contain; archives are unpacked."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            found[str(path.relative_to(folder))] = path.read_bytes()
-        if path.is_file() and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                found |= {f"{path.name}/{name}": archive.read(name) for name in archive.namelist()}
-    return found
-
-
-def assert_nothing_private(folder: Path, *secrets: str) -> None:
-    host = platform.node()
-    secrets = (*secrets, str(ROOT), str(Path.home() / "."), *((host,) if len(host) > 3 else ()))
-    private = [str(Path.home())] if str(Path.home()) != "/root" else []
-    for name, content in contents(folder).items():
-        assert host not in Path(name).name.split(".")
-        for secret in (*secrets, *private):
-            assert secret.encode() not in content, f"{secret} in {name}"
 
 
 def test_no_exported_file_names_the_machine(artifacts):

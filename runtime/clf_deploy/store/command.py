@@ -56,17 +56,19 @@ def _check_options(command: _F) -> _F:
 
 
 @click.command("install", short_help="Verify a model, install it, and run it.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL|BUNDLE")
 @STORE_OPTION
 @_check_options
 @click.option("--no-activate", is_flag=True, help="Only install it; clf-deploy activate makes it the current version.")
 def install(model: str, store: str, no_activate: bool, **checks: Any) -> None:
-    """Verify a model on this machine, install it, and make it the version that runs."""
+    """Verify a model, or the one in a bundle, on this machine, install it, and make it the version that runs."""
+    from clf_deploy.bundle.archive import unpacked_model
     from clf_deploy.store.install import install as install_model
     from clf_runtime.store.store import Store
 
     options = _parse_checks(not no_activate, checks)
-    _report(install_model(Path(model), Store(Path(store)), options, lambda line: say(f"clf-deploy: {line}")))
+    with unpacked_model(Path(model)) as file:
+        _report(install_model(file, Store(Path(store)), options, lambda line: say(f"clf-deploy: {line}")))
 
 
 @click.command("activate", short_help="Run an installed version.")

@@ -14,7 +14,7 @@ from clf_batch.options import BatchOptions
 from clf_batch.run import identify
 from clf_batch.shards import make_shards
 from clf_batch.storage import open_storage
-from clf_batch.worker import ShardWorker, WorkerSetup
+from clf_batch.worker import ModelFiles, ShardWorker, WorkerSetup
 from clf_runtime import onnx_file
 
 
@@ -27,7 +27,7 @@ def begin(options: BatchOptions) -> ShardWorker:
     storage, identity = open_storage(options.results.output), identity_of(options)
     manifest.begin(storage, identity, manifest.check(storage, identity, options.results))
     worker = ShardWorker(WorkerSetup(options.model, identity, options.results.output, options.inputs.folder))
-    worker.open(options.model.path.read_bytes())
+    worker.open(ModelFiles.read(options.model.path))
     return worker
 
 

@@ -11,7 +11,7 @@ import click
 
 from clf_runtime import __version__
 from clf_runtime.artifacts import ONNX
-from clf_runtime.command import ARTIFACTS_OPTION, MAX_IMAGE_BYTES_OPTION, execute
+from clf_runtime.command import ARTIFACTS_OPTION, MAX_IMAGE_BYTES_OPTION, REQUIRE_SIGNATURE_OPTION, execute
 from clf_runtime.errors import EXIT_OK, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ data, 4 this machine or the cluster cannot do it, 130 interrupted.""",
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Number of images per inference call."
 )
 @MAX_IMAGE_BYTES_OPTION
+@REQUIRE_SIGNATURE_OPTION
 @click.version_option(__version__, prog_name="clf-batch")
 def command(
     inputs: tuple[str, ...],
@@ -105,6 +106,7 @@ def command(
     device: str,
     batch_size: int,
     max_image_bytes: int,
+    require_signature: tuple[str, ...],
 ) -> int:
     """Classify many images on a cluster: files, folders, patterns, @LIST, tables, tar archives, or URLs of them.
 
@@ -128,7 +130,9 @@ def command(
     return _run(
         BatchOptions(
             InputOptions(inputs, recursive, column, shard_size, str(Path.cwd())),
-            ModelOptions(path, device, worker_threads, batch_size, max_image_bytes),
+            ModelOptions(
+                path, device, worker_threads, batch_size, max_image_bytes, tuple(map(Path, require_signature))
+            ),
             ResultOptions(output, top, logits, resume, overwrite),
             ClusterOptions(address, cores, workers, worker_gpus),
         )

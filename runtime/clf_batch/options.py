@@ -35,6 +35,7 @@ class ModelOptions:
         threads: The cores of one worker.
         batch_size: How many images the model gets at once.
         max_image_bytes: The memory that decoding and resizing one image may take.
+        require_signature: Public keys, one of which must have signed the model.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class ModelOptions:
     threads: int
     batch_size: int
     max_image_bytes: int
+    require_signature: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

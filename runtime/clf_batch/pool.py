@@ -16,7 +16,7 @@ from clf_batch.callbacks import Callbacks
 from clf_batch.options import ClusterOptions
 from clf_batch.results import PartRecord
 from clf_batch.shards import Shard
-from clf_batch.worker import ShardWorker, WorkerInfo, WorkerSetup
+from clf_batch.worker import ModelFiles, ShardWorker, WorkerInfo, WorkerSetup
 from clf_runtime.errors import MachineError
 
 # So many workers may die of one shard. Machines fail at random, but an image that ends its worker does so each time.
@@ -42,7 +42,7 @@ class WorkerPool:
         infos: What each worker has found on its machine.
     """
 
-    def __init__(self, setup: WorkerSetup, model: bytes, options: ClusterOptions, callbacks: Callbacks) -> None:
+    def __init__(self, setup: WorkerSetup, model: ModelFiles, options: ClusterOptions, callbacks: Callbacks) -> None:
         """Store what to do; Ray is connected already."""
         self._setup = setup
         self._options = options

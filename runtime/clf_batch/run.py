@@ -25,7 +25,7 @@ from clf_batch.options import BatchOptions
 from clf_batch.results import PartRecord
 from clf_batch.shards import make_shards
 from clf_batch.storage import open_storage
-from clf_batch.worker import WorkerInfo, WorkerSetup
+from clf_batch.worker import ModelFiles, WorkerInfo, WorkerSetup
 from clf_runtime import __version__, onnx_file
 from clf_runtime.onnx_file import OnnxFile
 
@@ -40,8 +40,8 @@ def run(options: BatchOptions, callbacks: Callbacks) -> Manifest:
         OSError: A file cannot be read or written.
     """
     started = time.monotonic()
-    model = onnx_file.read(options.model.path)
-    content = model.path.read_bytes()
+    model = onnx_file.read_trusted(options.model.path, options.model.require_signature)
+    files = ModelFiles.read(model.path)
     identity = identify(options, model)
     results = options.results
     storage = open_storage(results.output)
@@ -56,11 +56,11 @@ def run(options: BatchOptions, callbacks: Callbacks) -> Manifest:
                 f"{results.output}: there is no interrupted run to resume; starting from the beginning"
             )
         setup = WorkerSetup(options.model, identity, _reachable(results.output), options.inputs.folder)
-        with connected(options.cluster, len(content)):
+        with connected(options.cluster, len(files.content)):
             from clf_batch.pool import WorkerPool  # imports ray, which `connected` configures
 
             manifest.begin(storage, identity, state)
-            pool = WorkerPool(setup, content, options.cluster, callbacks)
+            pool = WorkerPool(setup, files, options.cluster, callbacks)
             parts = _collect(pool.score(chain([] if first is None else [first], shards)), callbacks)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("--resume continues") from None

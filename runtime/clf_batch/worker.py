@@ -15,12 +15,38 @@ from clf_batch.results import Columns, PartRecord, PartWriter, Scores, record_fr
 from clf_batch.shards import Shard
 from clf_batch.storage import Storage, open_storage
 from clf_runtime import __version__
+from clf_runtime.artifacts import SIGNATURE_SUFFIX
 from clf_runtime.classifier import Classifier
 from clf_runtime.diagnostics.selftest import run_self_test
 from clf_runtime.errors import InvalidModelError, MachineError
 from clf_runtime.pipeline import run_pipeline
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.session import runtime_version
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model as workers get it.
+
+    Attributes:
+        content: The exported file.
+        signature: The file beside it, which the policy of a worker's machine may require; None if there is none.
+    """
+
+    content: bytes
+    signature: bytes | None
+
+    @classmethod
+    def read(cls, path: Path) -> ModelFiles:
+        """Read both. A worker compares the digest of the content with that of the run. Raises OSError."""
+        signature = path.with_name(path.name + SIGNATURE_SUFFIX)
+        return cls(path.read_bytes(), signature.read_bytes() if signature.is_file() else None)
+
+    def write(self, path: Path) -> None:
+        """Write both. Raises OSError."""
+        path.write_bytes(self.content)
+        if self.signature is not None:
+            path.with_name(path.name + SIGNATURE_SUFFIX).write_bytes(self.signature)
 
 
 @dataclass(frozen=True)
@@ -68,11 +94,11 @@ class ShardWorker:
         """Store what to do."""
         self._setup = setup
 
-    def open(self, model: bytes) -> WorkerInfo:
+    def open(self, model: ModelFiles) -> WorkerInfo:
         """Load the model, test it, and look at the output.
 
         Raises:
-            InvalidModelError: The model fails its self-test on this machine.
+            InvalidModelError: The model fails its self-test on this machine, or is not signed as its policy requires.
             MachineError: The device does not work, the output is not that of the run, or another version runs here.
         """
         setup, host = self._setup, platform.node()
@@ -118,10 +144,10 @@ class ShardWorker:
         return [Scores(ranking, row) for ranking, row in zip(rankings, rows, strict=True)]
 
 
-def _load(options: ModelOptions, model: bytes) -> Classifier:
+def _load(options: ModelOptions, model: ModelFiles) -> Classifier:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, options.path.name)
-        path.write_bytes(model)
+        model.write(path)
         classifier = Classifier.load(
             path,
             device=options.device,

@@ -15,12 +15,15 @@ from batch_runs import begin, identity_of, rows_of, run_here
 from odd_images import odd_images
 
 from clf_batch import manifest
+from clf_batch.callbacks import Callbacks
 from clf_batch.inputs.find import find_units
 from clf_batch.inputs.reading import read_images
 from clf_batch.inputs.units import ImageFile
 from clf_batch.manifest import MANIFEST_FILE, RUN_FILE, Manifest
+from clf_batch.run import run
 from clf_batch.shards import make_shards
 from clf_batch.storage import open_storage
+from clf_batch.worker import ModelFiles
 from clf_runtime import Classifier
 from clf_runtime.errors import DataError, InvalidModelError, MachineError, UsageError
 from clf_runtime.predictions import Failure
@@ -115,15 +118,34 @@ def test_a_run_with_another_model_is_not_resumed(options, samples, artifacts, tm
 def test_a_worker_refuses_what_is_not_the_run(options, samples, artifacts, tmp_path):
     worker = begin(options(samples[0]))
     with pytest.raises(InvalidModelError, match="it has changed since the start"):
-        worker.open((artifacts / "model.int8.onnx").read_bytes())
+        worker.open(ModelFiles.read(artifacts / "model.int8.onnx"))
     (tmp_path / "out" / RUN_FILE).write_text("{}")
     with pytest.raises(MachineError, match=r"does not see the _run\.json of this run"):
-        worker.open(options(samples[0]).model.path.read_bytes())
+        worker.open(ModelFiles.read(options(samples[0]).model.path))
     with pytest.raises(MachineError, match="another clf-batch has taken it over"):
         manifest.finish(open_storage(str(tmp_path / "out")), "out", Manifest({}, (), (), {}, 0.0))
     worker._setup = replace(worker._setup, identity=replace(worker._setup.identity, clf_version="0.0"))
     with pytest.raises(MachineError, match=r"the driver 0\.0; update it"):
-        worker.open(b"")
+        worker.open(ModelFiles(b"", None))
+
+
+def test_the_model_must_be_signed_as_the_driver_and_the_machine_of_a_worker_require(
+    options, model, samples, tmp_path, monkeypatch
+):
+    sign = pytest.importorskip("clf_deploy.signing.sign")
+    pytest.importorskip("model_signing", reason="the extra [sign] is not installed")
+    signed = tmp_path / "signed.onnx"
+    shutil.copy(model, signed)
+    private, public = sign.create_key(tmp_path / "fleet.pem", "P-256")
+    worker = begin(options(samples[0], path=signed, output=str(tmp_path / "unsigned")))
+    with pytest.raises(InvalidModelError, match="it has no signature"):
+        run(options(samples[0], path=signed, require_signature=(public,)), Callbacks(print, print, print))
+    (tmp_path / "policy.toml").write_text('require_signature = "fleet.pub.pem"')
+    monkeypatch.setenv("CLF_POLICY", str(tmp_path / "policy.toml"))
+    with pytest.raises(InvalidModelError, match="it has no signature"):
+        worker.open(ModelFiles.read(signed))
+    sign.Signer(private).sign(signed)
+    assert worker.open(ModelFiles.read(signed)).provider == "CPUExecutionProvider"
 
 
 def test_a_store_that_fails_ends_the_run_and_not_the_images(monkeypatch):

@@ -61,7 +61,7 @@ def installed(device, artifacts, tmp_path_factory) -> ArmDevice:
         f"\nbundle: {(folder / 'arm.clfb').stat().st_size / 1e6:.1f} MB, installed in {time.monotonic() - began:.0f} s"
     )
     assert "passed: 16 images on CPUExecutionProvider" in done.stderr
-    assert done.stdout.endswith("into /opt/clf; its commands are in /opt/clf/bin\n")
+    assert done.stdout.endswith("; next: /opt/clf/bin/clf-run --model /var/lib/clf-edge/current/model.onnx IMAGE\n")
     return device
 
 

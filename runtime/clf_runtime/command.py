@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Collection
 from functools import partial
-from typing import BinaryIO, NoReturn, TextIO
+from typing import NoReturn
 
 import click
 
@@ -152,14 +152,16 @@ def execute(command: click.Command, *, exit_immediately: bool = False) -> NoRetu
         command.main(prog_name=program)  # shell completion; exits
     _open_closed_streams()
     # A name of any bytes, and a Δ where the terminal has none, are no reason to end.
+    is_unbuffered = getattr(sys.stdout, "write_through", False)  # by python -u, or PYTHONUNBUFFERED
     sys.stdout = _Results(
-        _binary(sys.stdout),
+        open(sys.stdout.fileno(), "wb", 0 if is_unbuffered else -1, closefd=False),  # noqa: SIM115 (for good)
         sys.stdout.encoding,
         "backslashreplace",
         line_buffering=sys.stdout.isatty(),
-        write_through=getattr(sys.stdout, "write_through", False),
+        write_through=is_unbuffered,
     )
-    sys.stderr = _Messages(_binary(sys.stderr), sys.stderr.encoding, "backslashreplace", line_buffering=True)
+    binary = open(sys.stderr.fileno(), "wb", closefd=False)  # noqa: SIM115 (for good)
+    sys.stderr = _Messages(binary, sys.stderr.encoding, "backslashreplace", line_buffering=True)
     # What Pillow warns about is in the result of the image, or does not matter.
     warnings.filterwarnings("ignore", module="PIL")
     code = _invoke(command, program)
@@ -167,10 +169,6 @@ def execute(command: click.Command, *, exit_immediately: bool = False) -> NoRetu
     if exit_immediately:
         os._exit(code)
     sys.exit(code)
-
-
-def _binary(stream: TextIO) -> BinaryIO:
-    return open(stream.fileno(), "wb", closefd=False)
 
 
 class _Results(io.TextIOWrapper):

@@ -29,3 +29,9 @@ def test_verify_prints_the_digest_of_a_model_and_rejects_a_damaged_one(command, 
     (tmp_path / "bad.onnx").write_bytes(model.read_bytes()[:-200])
     damaged = command("clf-deploy", "verify", "bad.onnx")
     assert (damaged.code, damaged.error.startswith("clf-deploy: bad.onnx: ")) == (3, True)
+
+
+def test_the_status_of_an_empty_store_says_so(command, tmp_path):
+    done = command("clf-deploy", "status", "--store", tmp_path / "none")
+    assert (done.code, done.out) == (0, "")
+    assert done.error.startswith(f"clf-deploy: {tmp_path / 'none'}: no version is installed there; --store")

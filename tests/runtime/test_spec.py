@@ -63,6 +63,13 @@ def test_a_spec_is_the_same_after_writing_and_reading_it():
     assert spec.preprocess.shape == (32, 48, 3)
 
 
+def test_a_serial_number_is_written_only_if_there_is_one():
+    spec = ModelSpec.from_json(changed("serial", 7), "model.json")
+    assert spec.serial == 7
+    assert ModelSpec.from_json(spec.to_json(), "model.json") == spec
+    assert "serial" not in json.loads(ModelSpec.from_json(json.dumps(COMPLETE), "model.json").to_json())
+
+
 @pytest.mark.parametrize(("field", "value"), [("columns", {"label": "species"}), ("splits", {"test": "valid"})])
 def test_what_older_readers_do_not_know_is_written_only_if_it_is_set(field, value):
     spec = ModelSpec.from_json(changed(f"provenance.{field}", value), "model.json")

@@ -106,7 +106,12 @@ def status(store: str, output_format: str) -> None:
     from clf_runtime.store.store import Store
 
     described = describe(Store(Path(store)))
-    click.echo(described.to_json() if output_format == "json" else str(described))
+    if output_format == "json":
+        click.echo(described.to_json())
+    elif described.versions:
+        click.echo(str(described))
+    else:
+        say(f"clf-deploy: {store}: no version is installed there; --store or CLF_STORE names another store")
 
 
 @click.command("gc", short_help="Remove old versions.")

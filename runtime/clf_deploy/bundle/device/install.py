@@ -38,12 +38,14 @@ def main() -> None:
         if (prefix / "pyvenv.cfg").exists() and not (prefix / "releases").exists():
             install_into(prefix)
             self_test(prefix, manifest)
+            model = BUNDLE / manifest["model"]
         else:
             install_release(prefix, manifest)
-            install_model(prefix, manifest)
+            model = install_model(prefix, manifest)
     except OSError as error:
         fail(MACHINE, f"{error.filename or prefix}: {error.strerror}{UNCHANGED}")
-    print(f"install.sh: installed clf-edge {manifest['clf_edge']} into {prefix}; its commands are in {prefix / 'bin'}")
+    next_command = f"{prefix}/bin/clf-run --model {model} IMAGE"
+    print(f"install.sh: installed clf-edge {manifest['clf_edge']} into {prefix}; next: {next_command}")
 
 
 def default_prefix() -> Path:
@@ -127,12 +129,14 @@ def self_test(environment: Path, manifest: dict[str, Any]) -> None:
     run(command, f"the self-test failed on this device{UNCHANGED}")
 
 
-def install_model(prefix: Path, manifest: dict[str, Any]) -> None:
-    """Install the model into the store of this device, which verifies it and makes it the one that runs."""
-    # /var/lib/clf-edge, which the units open; or a place of one's own.
-    store = [] if prefix == Path("/opt/clf") or "CLF_STORE" in os.environ else ["--store", prefix / "models"]
-    command = [prefix / "bin/clf-deploy", "install", *store, BUNDLE / manifest["model"]]
+def install_model(prefix: Path, manifest: dict[str, Any]) -> Path:
+    """Install the model into the store of this device, which verifies it, and return where the one that runs is."""
+    # The place that the units open, or one beside the programs.
+    usual = Path("/var/lib/clf-edge") if prefix == Path("/opt/clf") else prefix / "models"
+    store = Path(os.environ.get("CLF_STORE") or usual)
+    command = [prefix / "bin/clf-deploy", "install", "--store", store, BUNDLE / manifest["model"]]
     run(command, "the programs are installed, but not the model; the one before stays in use")
+    return store / "current/model.onnx"
 
 
 def remove_others(releases: Path, kept: set[str]) -> None:

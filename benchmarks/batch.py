@@ -2,8 +2,9 @@
 
 usage: batch.py [rate|names|listing]... [--model FILE] [--images N] [--names N] [--rounds N]
 
-rate     Copies of the images beside the model, classified by clf-run, clf-batch and batch_ray_data.py (if ray[data] and
-         torchvision are installed) in turn. The rate of clf-batch counts from its first worker on.
+rate     A list of the images beside the model, over and over, classified by clf-run, clf-batch and batch_ray_data.py
+         (if ray[data] and torchvision are installed) in turn. The rate of clf-batch counts from its first worker on;
+         only after a minute does it not matter any more that the other workers start later.
 names    Peak memory of the driver and of the workers with 1,000 names and with --names of them in a list, of which each
          hundredth leads to an image.
 listing  The time until the first shard of a bucket with --names objects is known, and until all are. The bucket is a
@@ -17,7 +18,6 @@ import http.server
 import itertools
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -41,16 +41,14 @@ _PAGE, _PAGE_S = 1000, 0.05
 
 def measure_rates(model: Path, images: int, rounds: int) -> dict[str, object]:
     """Return the images per second of each program, the median over rounds, and the ratio to clf-run."""
-    samples = sorted(model.parent.joinpath("samples").iterdir())
+    samples = sorted(model.parent.joinpath("samples").resolve().iterdir())
     rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        copies = Path(folder, "images")
-        copies.mkdir()
-        for number, sample in zip(range(images), itertools.cycle(samples)):
-            shutil.copy(sample, copies / f"{number:07}{sample.suffix}")
+        names = Path(folder, "names.txt")
+        names.write_text("".join(f"{sample}\n" for sample in itertools.islice(itertools.cycle(samples), images)))
         for _ in range(rounds):
             for name, rate in (("clf-run", _rate_of_run), ("clf-batch", _rate_of_batch), ("ray.data", _rate_of_script)):
-                if (found := rate(model, copies, images)) is not None:
+                if (found := rate(model, names, images)) is not None:
                     rates.setdefault(name, []).append(found)
                     print(f"{name}: {found:,.0f} images/s", file=sys.stderr)
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -58,26 +56,28 @@ def measure_rates(model: Path, images: int, rounds: int) -> dict[str, object]:
     return {"images": images, "rounds": rounds, "images_per_s": medians, "relative_to_clf_run": ratios}
 
 
-def _rate_of_run(model: Path, folder: Path, images: int) -> float:
-    output = folder.parent / "results.jsonl"
+def _rate_of_run(model: Path, names: Path, images: int) -> float:
+    output = names.parent / "results.jsonl"
     run = run_process(
-        [str(BIN / "clf-run"), str(folder), "-m", str(model), "--format", "jsonl", "-o", str(output), "--device", "cpu"]
+        [str(BIN / "clf-run"), f"@{names}", "-m", str(model), "--format", "jsonl", "-o", str(output), "--device", "cpu"]
     )
     return images / run.seconds
 
 
-def _rate_of_batch(model: Path, folder: Path, images: int) -> float:
-    output = folder.parent / "results"
-    command = [BIN / "clf-batch", folder, "-m", model, "-o", output, "--overwrite", "--device", "cpu"]
+def _rate_of_batch(model: Path, names: Path, images: int) -> float:
+    # Some shards for each worker, so that none is idle for long at the end.
+    shard_size = min(2000, max(1, images // (20 * usable_cores())))
+    command = [BIN / "clf-batch", f"@{names}", "-m", model, "-o", names.parent / "results", "--overwrite"]
+    command += ["--device", "cpu", "--shard-size", shard_size]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
     (rate,) = re.findall(r"([\d,.]+) images/s", done.stderr.splitlines()[-1])
     return float(rate.replace(",", ""))
 
 
-def _rate_of_script(model: Path, folder: Path, images: int) -> float | None:
+def _rate_of_script(model: Path, names: Path, images: int) -> float | None:
     if find_spec("pandas") is None or find_spec("torchvision") is None:
         return None
-    script = [sys.executable, HERE / "batch_ray_data.py", model, folder, folder.parent / "baseline"]
+    script = [sys.executable, HERE / "batch_ray_data.py", model, names, names.parent / "baseline"]
     done = subprocess.run([*map(str, script)], capture_output=True, text=True, check=True)
     return images / float(done.stdout.split()[-1])
 

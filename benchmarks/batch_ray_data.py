@@ -1,12 +1,13 @@
 """What people write without clf-batch: Ray Data reads and decodes, torchvision resizes, onnxruntime classifies.
 
-usage: batch_ray_data.py MODEL FOLDER OUTPUT     prints the seconds from the first read to the last written file
+usage: batch_ray_data.py MODEL LIST OUTPUT     prints the seconds from the first read to the last written file
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,7 @@ class Model:
 
     def __init__(self, path: str) -> None:
         """Open the model."""
-        self._preprocess = onnx_file.read(path).spec.preprocess  # type: ignore[arg-type]
+        self._preprocess = onnx_file.read(Path(path)).spec.preprocess
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -39,12 +40,12 @@ class Model:
 
 
 def main() -> None:
-    """Classify a folder."""
-    model, folder, output = sys.argv[1:]
+    """Classify the images of a list."""
+    model, names, output = sys.argv[1:]
     ray.init(include_dashboard=False, log_to_driver=False)
-    color = onnx_file.read(model).spec.preprocess.color  # type: ignore[arg-type]
+    color = onnx_file.read(Path(model)).spec.preprocess.color
     started = time.monotonic()
-    images = ray.data.read_images(folder, mode=color, include_paths=True)
+    images = ray.data.read_images(Path(names).read_text().splitlines(), mode=color, include_paths=True)
     results = images.map_batches(Model, fn_constructor_args=(model,), batch_size=64, concurrency=(1, 2))
     results.write_parquet(output)
     print(time.monotonic() - started)

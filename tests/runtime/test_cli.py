@@ -451,7 +451,8 @@ def command():
     thing = Thing()
     reference = weakref.ref(thing, lambda _: signal.raise_signal({int(number)}))
     del thing
-    time.sleep(60)
+    while True:  # without pthread_kill, the signal does not end a wait
+        time.sleep(60 if hasattr(signal, "pthread_kill") else 0.01)
 
 execute(command)
 """

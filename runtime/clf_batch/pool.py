@@ -80,7 +80,7 @@ class WorkerPool:
                     ray.kill(actor)
 
     def _assign(self, shards: Iterator[Shard]) -> bool:
-        """Give shards to idle workers, and return whether there may be more of them."""
+        """Assign shards to idle workers, and return whether there may be more of them."""
         while self._idle:
             shard = self._again.pop() if self._again else next(shards, None)
             if shard is None:

@@ -47,7 +47,7 @@ def run(options: BatchOptions, callbacks: Callbacks) -> Manifest:
     storage = open_storage(results.output)
     shards = read_ahead(make_shards(find_units(options.inputs), options.inputs.shard_size), _SHARDS_AHEAD)
     try:
-        first = next(shards, None)  # what is wrong with the inputs is told before anything starts or is removed
+        first = next(shards, None)  # errors in the inputs are reported before anything starts or is removed
         state = manifest.check(storage, identity, results)
         if state.complete is not None:
             return state.complete

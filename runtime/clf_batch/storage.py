@@ -1,4 +1,4 @@
-"""The folder of the results: on a disk, or behind a URL. A file in it is complete or absent."""
+"""The folder of the results: on a disk, or behind a URL. Files appear in it complete."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore] # gener
 
 def is_given(context: click.Context, name: str) -> bool:
     """Return whether a parameter is in the command line."""
-    is_from_there = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    return is_from_there and context.params.get(name) != ()  # click 8.1.0 says so of arguments that are not there, too
+    is_in_command_line = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    return is_in_command_line and context.params.get(name) != ()  # click 8.1.0 counts an empty list of arguments
 
 
 def raise_if_given(context: click.Context, names: Collection[str], reason: str) -> None:
@@ -249,7 +249,7 @@ def _repeat_ignored_signal(ignored: sys.UnraisableHookArgs) -> None:
     import threading
 
     main = threading.main_thread().ident or 0
-    # Only a signal for the main thread ends what that waits for.
+    # A signal that another thread receives does not interrupt what the main thread waits for.
     send = partial(signal.pthread_kill, main) if hasattr(signal, "pthread_kill") else signal.raise_signal
     threading.Timer(_UNTIL_REPEATED_S, send, (number,)).start()
 
@@ -302,8 +302,8 @@ def _call(command: click.Command, program: str) -> object:
         with command.make_context(program, sys.argv[1:]) as context:
             return command.invoke(context)
     except Exception as error:
-        # Python and compiled modules raise an error of their own from what a signal raises: from Error calling
-        # __set_name__ to ImportError: initialization failed.
+        # Python (in __set_name__) and compiled modules (while they are imported) replace the exception of a signal by
+        # an error of their own.
         if isinstance(error.__cause__, (KeyboardInterrupt, SystemExit)):
             raise error.__cause__ from None
         raise

@@ -29,6 +29,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield temporary
             sync(temporary)
             replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):  # a name that means nothing to the user
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):  # it is hidden, and removed by the next process that writes the folder
             temporary.unlink(missing_ok=True)

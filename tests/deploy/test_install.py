@@ -127,7 +127,7 @@ def test_a_bundle_installs_without_a_network_and_again(version, artifacts, tmp_p
     assert not (home / ".local").exists()
     assert not (home / ".cache").exists()
 
-    # Again, after an installation that was cut off and one of other versions.
+    # Again, after an interrupted installation and one of other versions.
     (tmp_path / "prefix/releases/older/bin").mkdir(parents=True)
     (tmp_path / "prefix" / first / "complete").unlink()
     done = install(folder, tmp_path / "prefix", prefix=prefix, **told)

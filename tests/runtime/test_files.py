@@ -20,6 +20,15 @@ from clf_runtime.errors import DataError, MachineError
 from clf_runtime.folders import ReplacementPlan
 
 
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none" / "file", tmp_path / "folder"):
+        with pytest.raises(OSError, match=r"(No such file or|Is a) directory") as caught:
+            files.atomic_write(path, b"1")
+        assert caught.value.filename == str(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 

@@ -121,11 +121,7 @@ def _quantize(model: onnx.ModelProto, config: QuantizationConfig, ranges: Any) -
                 [],
                 excluded,
                 sorted(operators),
-                {
-                    "ActivationSymmetric": False,
-                    "WeightSymmetric": True,
-                    "TensorQuantOverrides": scales,
-                },
+                {"ActivationSymmetric": False, "WeightSymmetric": True, "TensorQuantOverrides": scales},
             )
             quantizer.quantize_model()
         except (ValueError, IndexError) as error:

@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-arm test-pythons test-portable test-batch lint check docs bench endurance fuzz corpus audit workflows lock clean
+.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-arm test-gpu test-pythons test-portable test-batch lint check docs bench endurance fuzz corpus audit workflows lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -42,7 +42,7 @@ check: setup
 # Clean environments with the wheel, the large networks of torchvision, 10,000 images, more of torchrun: 7 minutes.
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
-	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py --ignore tests/test_pythons.py --ignore tests/test_arm.py \
+	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py --ignore tests/test_pythons.py --ignore tests/test_arm.py --ignore tests/test_gpu.py \
 		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py --ignore tests/test_faults.py --ignore tests/test_races.py \
 		--ignore tests/batch
 
@@ -55,6 +55,10 @@ test-runtimes: setup
 test-arm: export OMP_NUM_THREADS = 1
 test-arm: setup
 	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_arm.py
+
+# The same answers on a GPU, and training there; on a machine with an NVIDIA GPU, its driver and Linux: some minutes.
+test-gpu: setup
+	pytest -m slow -n 0 -s -o faulthandler_timeout=1800 tests/test_gpu.py
 
 # Training and export, killed at every change of a file, and training at 50 random moments: 10 minutes.
 test-kills: setup

@@ -65,6 +65,9 @@ class Session:
         else:
             try:
                 self._session = _open_accelerated(model.path, provider, options, threads)
+                _check_signature(model.path, self._session)
+                # A GPU for which the wheel has no kernels fails here, and not before.
+                self._try_blank_image()
             except MachineError as error:
                 # If the CPU cannot open the model either, the model is at fault and not the device.
                 self._session = _open(model.path, [CPU], threads, record_nodes)
@@ -97,20 +100,38 @@ class Session:
             MachineError: The device fails, for example because the batch is too large for its memory.
         """
         try:
-            logits, probabilities = self._session.run(["logits", "probabilities"], {"image": pixels})
-        except Exception as error:  # onnxruntime's own classes have no common base
-            if type(error).__name__ not in _DEVICE_ERRORS:
-                raise
-            reason = " ".join(str(error).split())
+            return _run(self._session, pixels)
+        except _DeviceFailure as error:
             raise MachineError(
-                f"{self.provider} failed on a batch of {len(pixels)}: {reason}; "
+                f"{self.provider} failed on a batch of {len(pixels)}: {error}; "
                 "try a smaller --batch-size, or --device cpu"
             ) from None
-        return logits, probabilities
+
+    def _try_blank_image(self) -> None:
+        """Raise MachineError if the device cannot run the graph."""
+        try:
+            _run(self._session, np.zeros((1, *self.image_shape), np.uint8))
+        except _DeviceFailure as error:
+            provider = self._session.get_providers()[0]
+            raise MachineError(f"{provider} starts, but fails on the first image: {error}") from None
+
+
+class _DeviceFailure(Exception):
+    """A device failed; the message is onnxruntime's reason, in one line."""
 
 
 # onnxruntime's classes for what is neither an invalid argument nor a bug.
 _DEVICE_ERRORS = frozenset(("EPFail", "Fail", "RuntimeException"))
+
+
+def _run(session: Any, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
+    try:
+        logits, probabilities = session.run(["logits", "probabilities"], {"image": pixels})
+    except Exception as error:  # onnxruntime's own classes have no common base
+        if type(error).__name__ not in _DEVICE_ERRORS:
+            raise
+        raise _DeviceFailure(" ".join(str(error).split())) from None
+    return logits, probabilities
 
 
 def runtime_version() -> str:
@@ -186,15 +207,14 @@ def _select_provider(device: str) -> tuple[str, dict[str, str]]:
 
 def _open_accelerated(path: Path, provider: str, options: dict[str, str], threads: int) -> Any:
     """Open a model on a provider other than the CPU. Raises MachineError with the reason if it does not work."""
-    from clf_runtime.providers import explain_not_started, find_missing_libraries, short_name
+    from clf_runtime.providers import choose_options, explain_not_started, find_missing_libraries
 
     unloadable = _preload_cuda() if provider in (CUDA, TENSORRT) else []
     missing = find_missing_libraries(provider, Path(onnxruntime.__file__).parent / "capi")
     if missing:
         # Not even tried: onnxruntime would write to its process-wide log, and use the CPU.
         raise MachineError(explain_not_started(provider, runtime_version(), missing, ""))
-    # OpenVINO has threads of its own.
-    options = options | ({"num_of_threads": str(threads)} if short_name(provider) == "openvino" else {})
+    options = choose_options(provider, runtime_version(), threads) | options
     providers: list[Any] = [(provider, options), *([CUDA] if provider == TENSORRT else []), CPU]
     reason, session = "", None
     try:

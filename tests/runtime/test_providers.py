@@ -20,6 +20,7 @@ from clf_runtime import Classifier, InvalidModelError, MachineError, libraries, 
 from clf_runtime.errors import UsageError
 from clf_runtime.onnx_file import read
 from clf_runtime.providers import (
+    choose_options,
     explain_conflict,
     explain_not_included,
     explain_not_started,
@@ -150,6 +151,47 @@ def test_a_provider_without_missing_libraries_is_tried_and_the_reason_of_its_fai
     monkeypatch.setattr(libraries, "load", lambda name: None)
     with pytest.raises(MachineError, match="but it does not start, for an unknown reason; check that nvidia-smi lists"):
         Classifier.load(model, device="cuda")
+
+
+def test_cuda_multiplies_in_float32_and_searches_no_algorithms():
+    assert choose_options(CUDA, "1.31.1", 2) == {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    assert choose_options(CUDA, "1.17.1", 2) == {"cudnn_conv_algo_search": "HEURISTIC"}  # knows no use_tf32
+    assert choose_options("OpenVINOExecutionProvider", "1.24.1", 2) == {"num_of_threads": "2"}
+    assert choose_options("CoreMLExecutionProvider", "1.31.1", 2) == {}
+
+
+class KernelsOfOtherGPUs:
+    """A session on a GPU for which the wheel has no kernels: it opens, and fails with onnxruntime's own exception.
+
+    Seen with onnxruntime-gpu 1.31.1 without its kernels for the GPU at hand; everything but the provider is real.
+    """
+
+    def __init__(self, real: onnxruntime.InferenceSession) -> None:
+        self.get_inputs, self.get_outputs = real.get_inputs, real.get_outputs
+
+    def get_providers(self) -> list[str]:
+        return [CUDA, CPU]
+
+    def run(self, *_: object) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.Fail(
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Sub node. Name:'node_sub'\n"
+            "Status Message: CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution"
+        )
+
+
+@pytest.mark.usefixtures("includes_cuda")
+def test_a_gpu_that_fails_on_the_first_image_is_an_error_and_auto_uses_the_cpu(model, monkeypatch):
+    real = Session(read(model), "cpu", 1)._session
+    monkeypatch.setattr(session, "_open_accelerated", lambda *_: KernelsOfOtherGPUs(real))
+    reason = (
+        "^--device cuda: CUDAExecutionProvider starts, but fails on the first image: .*:no kernel image is available"
+    )
+    with pytest.raises(MachineError, match=reason) as error:
+        Classifier.load(model, device="cuda")
+    assert "\n" not in str(error.value)
+    classifier = Classifier.load(model, device="auto")
+    assert classifier.provider == CPU
+    assert classifier.warning.startswith("--device auto uses the CPU: CUDAExecutionProvider starts, but fails on ")
 
 
 @pytest.mark.slow

@@ -73,10 +73,11 @@ test-portable: export PYTHONPATH = $(CURDIR)/tests/without_unix
 test-portable: setup
 	pytest tests/runtime tests/train/test_train_cli.py tests/train/test_loading.py
 
-# clf-batch while workers, machines, drivers and the object store fail: 15 minutes.
+# clf-batch while workers, machines, drivers and the object store fail, and the example for Spark (which needs a JVM:
+# apt-get install default-jre-headless): 15 minutes.
 test-batch: export OMP_NUM_THREADS = 1
 test-batch: setup
-	uv pip install --quiet --python $(VENV)/bin/python s3fs "moto[server]"
+	uv pip install --quiet --python $(VENV)/bin/python s3fs "moto[server]" "ray[client]" pyspark "pandas<3"
 	pytest -n 0 -s -m slow -o faulthandler_timeout=1800 tests/batch
 
 # Every call on the file system fails once, in clf-run, clf-deploy, clf-export and clf-train: 45 minutes.

@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 
 from clf_batch.options import ClusterOptions
@@ -25,6 +26,8 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+# While it tries to connect, a line on stderr for each second. A Ray started here keeps its log, which is in files.
+_SILENCE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 @contextlib.contextmanager
@@ -38,14 +41,16 @@ def connected(options: ClusterOptions, model_bytes: int) -> Iterator[None]:
     Raises:
         MachineError: There is no cluster at the address, or it cannot be used from here.
     """
-    for name, value in _ENVIRONMENT.items():
+    environment = _ENVIRONMENT if options.address == LOCAL else _ENVIRONMENT | _SILENCE
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     import ray
 
     # It would print on stdout that a worker has died, which pool.py handles. Ray has no other switch for that.
     ray._private.worker._worker_logs_enabled = False
     _check_reachable(options.address)
-    with _keeping_signals():
+    with _keeping_signals(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is in the error
         try:
             if options.address == LOCAL:
                 ray.init(
@@ -89,6 +94,9 @@ def _reason(error: Exception) -> str:
         return f'{text}; pip install "ray[client]"'
     if "Could not find any running Ray instance" in text:
         return "no cluster runs on this machine; start one with `ray start --head`, or leave out --address"
+    if "Failed to connect" in text or "timeout" in text:
+        # Ray does not say so: a cluster started with tokens ignores who has none.
+        return f"{text}; if the cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE"
     return text
 
 

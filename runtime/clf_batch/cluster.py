@@ -26,8 +26,6 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-# While it tries to connect, a line on stderr for each second. A Ray started here keeps its log, which is in files.
-_SILENCE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 @contextlib.contextmanager
@@ -41,8 +39,7 @@ def connected(options: ClusterOptions, model_bytes: int) -> Iterator[None]:
     Raises:
         MachineError: There is no cluster at the address, or it cannot be used from here.
     """
-    environment = _ENVIRONMENT if options.address == LOCAL else _ENVIRONMENT | _SILENCE
-    for name, value in environment.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 

@@ -19,6 +19,7 @@ from clf_runtime.command import (
     execute,
     say,
 )
+from clf_runtime.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from clf_serve.options import ServeOptions
@@ -95,6 +96,13 @@ Exit codes: 0 stopped, all accepted requests answered; 2 usage error, 3 invalid 
 @click.option(
     "--max-connections", type=click.IntRange(1), default=4096, show_default=True, help="Connections open at once."
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that share the cores; one that ends is replaced.",
+)
 @click.version_option(__version__, prog_name="clf-serve")
 def command(
     artifacts: str,
@@ -117,7 +125,8 @@ def command(
     max_image_bytes: int,
     require_signature: tuple[str, ...],
     max_connections: int,
-) -> None:
+    processes: int,
+) -> int:
     """Serve an exported model over HTTP: images in, predictions out.
 
     Listens on 127.0.0.1 unless told otherwise. The page for people is at /.
@@ -136,13 +145,14 @@ def command(
         raise click.UsageError("--timeout must be longer than 0s.")
     file = path(model) or Path(artifacts) / ONNX
     threads, keys = threads or usable_cores(), tuple(map(Path, require_signature))
-    _serve(
+    return _serve(
         ServeOptions(
             address=Address(host, port, path(unix), path(tls_cert), path(tls_key)),
             model=ModelOptions(file, name or file.stem, device, threads, max_image_bytes, keys),
             batch=BatchOptions(workers or threads, batch_size, max_wait, queue),
             limits=RequestLimits(max_body_bytes, timeout, max_connections),
             token_file=path(token_file),
+            processes=processes,
         )
     )
 
@@ -152,9 +162,18 @@ def main() -> NoReturn:
     execute(command, exit_immediately=True)
 
 
-def _serve(options: ServeOptions) -> None:
+def _serve(options: ServeOptions) -> int:
+    def log(line: str) -> None:
+        say(f"clf-serve: {line}")
+
+    if options.processes > 1:
+        from clf_serve.supervisor import supervise
+
+        return supervise(options, log)
+
     from clf_runtime.session import silence_log
     from clf_serve.server import serve
 
     silence_log()
-    serve(options, lambda line: say(f"clf-serve: {line}"))
+    serve(options, log)
+    return EXIT_OK

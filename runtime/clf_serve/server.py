@@ -17,7 +17,8 @@ import uvicorn
 from clf_runtime.errors import UsageError, format_reason
 from clf_serve import listening
 from clf_serve.app import Application
-from clf_serve.notify import notify
+from clf_serve.member import Member
+from clf_serve.notify import Systemd, Watcher
 from clf_serve.options import RequestLimits, ServeOptions
 from clf_serve.service import Service, create_service
 
@@ -28,11 +29,11 @@ _FILES_BESIDE_CONNECTIONS = 64
 class _Server(uvicorn.Server):
     """uvicorn's server: says when it listens, reloads the model on SIGHUP, and ends the service when it ends."""
 
-    def __init__(self, service: Service, bound: socket.socket, log: Callable[[str], None]) -> None:
-        super().__init__(_config(service))
+    def __init__(self, service: Service, bound: socket.socket, watcher: Watcher) -> None:
+        super().__init__(_config(service, watcher))
         self._service = service
         self._bound = bound
-        self._log = log
+        self._watcher = watcher
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -53,13 +54,12 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        _announce(self._service, self._bound, self._log)
+        self._watcher.ready(_describe(self._service, self._bound))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        notify("STOPPING=1")
+        self._watcher.stopping()
         await super().shutdown(sockets)
         self._service.close()
-        self._log("stopped; all accepted requests were answered")
 
     def _reload(self, sig: int, frame: FrameType | None) -> None:
         self._service.live.request_reload()
@@ -75,37 +75,45 @@ def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
         KeyboardInterrupt: A second Ctrl-C came before all answers.
         OSError: A file cannot be read.
     """
-    _allow_open_files(options.limits)
     bound = listening.bind(options.address)
     try:
-        service = create_service(options, log)
-        server = _Server(service, bound, log)
-        gc.collect()
-        gc.freeze()  # what is loaded now stays; collecting garbage need not look at it
-        server.run([bound])
+        _run(create_service(options, log), bound, Systemd(log))
+        log("stopped; all accepted requests were answered")
     finally:
         bound.close()
         listening.remove(options.address)
 
 
-def _announce(service: Service, bound: socket.socket, log: Callable[[str], None]) -> None:
+def serve_as_member(options: ServeOptions, bound: socket.socket, member: Member) -> None:
+    """Serve until SIGTERM in one of several processes that share a socket. Raises as `serve`."""
+    _run(create_service(options.of_member(member.place), member.log, member), bound, member)
+
+
+def _run(service: Service, bound: socket.socket, watcher: Watcher) -> None:
+    _allow_open_files(service.options.limits)
+    server = _Server(service, bound, watcher)
+    gc.collect()
+    gc.freeze()  # what is loaded now stays; collecting garbage need not look at it
+    server.run([bound])
+
+
+def _describe(service: Service, bound: socket.socket) -> list[str]:
     address, model = service.options.address, service.live.current
     classifier = model.classifier
-    if classifier.warning:
-        log(classifier.warning)
+    lines = [classifier.warning] if classifier.warning else []
     if service.tokens is None and not listening.is_local(address, bound):
-        log("anyone who reaches this address may use the service; --token-file restricts it")
-    log(
+        lines.append("anyone who reaches this address may use the service; --token-file restricts it")
+    lines.append(
         f"{listening.describe(address, bound)} serves {classifier.file.path} ({classifier.file.sha256[:12]}) "
         f"on {classifier.provider}; self-test passed"
     )
-    notify("READY=1")
+    return lines
 
 
-def _config(service: Service) -> uvicorn.Config:
+def _config(service: Service, watcher: Watcher) -> uvicorn.Config:
     def keep_alive() -> None:
         if not service.batcher.is_stalled:
-            notify("WATCHDOG=1")
+            watcher.alive()
 
     address, limits = service.options.address, service.options.limits
     config = uvicorn.Config(

@@ -32,6 +32,12 @@ class Member:
         self.publish()
         self.shared.set_state(self.place, READY)
 
+    def has_more_connections(self, count: int) -> bool:
+        """Return whether this process has more open connections than another one that is ready."""
+        self.shared.set_connections(self.place, count)
+        others = (place for place in range(self.shared.places) if place != self.place)
+        return any(self.shared.state(place) == READY and self.shared.connections(place) < count for place in others)
+
     def alive(self) -> None:
         """Publish the metrics, and say that this process works. Without its supervisor, it stops."""
         self.publish()

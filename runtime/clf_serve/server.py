@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import math
@@ -16,6 +17,7 @@ import uvicorn
 
 from clf_runtime.errors import UsageError, format_reason
 from clf_serve import listening
+from clf_serve.accepting import Acceptor
 from clf_serve.app import Application
 from clf_serve.member import Member
 from clf_serve.notify import Systemd, Watcher
@@ -53,13 +55,27 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        member = self._service.member
+        await super().startup(sockets if member is None else [])
+        if member is not None:
+            self._accept(member)
         self._watcher.ready(_describe(self._service, self._bound))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._watcher.stopping()
         await super().shutdown(sockets)
         self._service.close()
+
+    def _accept(self, member: Member) -> None:
+        def create_protocol() -> asyncio.Protocol:
+            create: Any = self.config.http_protocol_class
+            protocol: asyncio.Protocol = create(self.config, self.server_state, self.lifespan.state)
+            return protocol
+
+        connections = self._service.connections.open
+        acceptor = Acceptor(self._bound, member, create_protocol, self.config.ssl, lambda: len(connections))
+        acceptor.start()
+        self.servers.append(cast(Any, acceptor))
 
     def _reload(self, sig: int, frame: FrameType | None) -> None:
         self._service.live.request_reload()
@@ -86,7 +102,8 @@ def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
 
 def serve_as_member(options: ServeOptions, bound: socket.socket, member: Member) -> None:
     """Serve until SIGTERM in one of several processes that share a socket. Raises as `serve`."""
-    _run(create_service(options.of_member(member.place), member.log, member), bound, member)
+    service = create_service(options.of_member(member.place), member.log, member)
+    _run(service, bound, member)
 
 
 def _run(service: Service, bound: socket.socket, watcher: Watcher) -> None:

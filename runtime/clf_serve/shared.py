@@ -16,7 +16,7 @@ ABSENT, STARTING, READY = range(3)
 _SNAPSHOT_BYTES = 131_072
 _HEAD = struct.Struct("=II")  # length and checksum of a snapshot
 _RESTARTS, _FIRST_PLACE = 0, 1
-_STATE, _BEAT, _ACTIVE, _NUMBERS = range(4)
+_STATE, _BEAT, _CONNECTIONS, _ACTIVE, _NUMBERS = range(5)
 
 
 class SharedState:
@@ -63,6 +63,14 @@ class SharedState:
     def beat(self, place: int) -> None:
         """Say that a process works."""
         self._numbers[_index(place, _BEAT)] += 1
+
+    def connections(self, place: int) -> int:
+        """Return how many connections a process had when it last accepted one."""
+        return self._numbers[_index(place, _CONNECTIONS)]
+
+    def set_connections(self, place: int, count: int) -> None:
+        """Set how many connections a process has."""
+        self._numbers[_index(place, _CONNECTIONS)] = count
 
     def publish(self, place: int, snapshot: bytes) -> None:
         """Replace the snapshot of a process. If it is killed meanwhile, the one before stays."""

@@ -70,7 +70,6 @@ def supervise(options: ServeOptions, log: Callable[[str], None]) -> int:
     supervisor = Supervisor(options, bound, log)
     member = supervisor.run()
     if member is None:
-        bound.close()
         listening.remove(options.address)
         return supervisor.exit_code()
 
@@ -120,6 +119,8 @@ class Supervisor:
             self._bury()
             self._greet()
             self._check()
+        if self._was_ready and self._code == EXIT_OK and self._interrupt is None and self._deadline != math.inf:
+            self._log("stopped; all accepted requests were answered")
         return None
 
     def exit_code(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-import zlib
+from zlib import crc32
 
 # States of a place.
 ABSENT, STARTING, READY = range(3)
@@ -77,7 +77,7 @@ class SharedState:
         if len(snapshot) > _SNAPSHOT_BYTES - _HEAD.size:
             raise ValueError(f"a snapshot of {len(snapshot)} bytes")
         half = 1 - self._numbers[_index(place, _ACTIVE)]
-        content = _HEAD.pack(len(snapshot), zlib.crc32(snapshot)) + snapshot
+        content = _HEAD.pack(len(snapshot), crc32(snapshot)) + snapshot
         start = (2 * place + half) * _SNAPSHOT_BYTES
         self._snapshots[start : start + len(content)] = content
         self._numbers[_index(place, _ACTIVE)] = half
@@ -89,7 +89,7 @@ class SharedState:
             length, checksum = _HEAD.unpack_from(self._snapshots, start)
             start += _HEAD.size
             snapshot = bytes(self._snapshots[start : start + length])
-            if zlib.crc32(snapshot) == checksum:  # it was not replaced twice meanwhile
+            if crc32(snapshot) == checksum:  # it was not replaced twice meanwhile
                 return snapshot
 
 

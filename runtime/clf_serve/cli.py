@@ -19,7 +19,6 @@ from clf_runtime.command import (
     execute,
     say,
 )
-from clf_runtime.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from clf_serve.options import ServeOptions
@@ -126,7 +125,7 @@ def command(
     require_signature: tuple[str, ...],
     max_connections: int,
     processes: int,
-) -> int:
+) -> None:
     """Serve an exported model over HTTP: images in, predictions out.
 
     Listens on 127.0.0.1 unless told otherwise. The page for people is at /.
@@ -145,7 +144,7 @@ def command(
         raise click.UsageError("--timeout must be longer than 0s.")
     file = path(model) or Path(artifacts) / ONNX
     threads, keys = threads or usable_cores(), tuple(map(Path, require_signature))
-    return _serve(
+    _serve(
         ServeOptions(
             address=Address(host, port, path(unix), path(tls_cert), path(tls_key)),
             model=ModelOptions(file, name or file.stem, device, threads, max_image_bytes, keys),
@@ -162,18 +161,17 @@ def main() -> NoReturn:
     execute(command, exit_immediately=True)
 
 
-def _serve(options: ServeOptions) -> int:
+def _serve(options: ServeOptions) -> None:
     def log(line: str) -> None:
         say(f"clf-serve: {line}")
 
     if options.processes > 1:
         from clf_serve.supervisor import supervise
 
-        return supervise(options, log)
+        supervise(options, log)
+    else:
+        from clf_runtime.session import silence_log
+        from clf_serve.server import serve
 
-    from clf_runtime.session import silence_log
-    from clf_serve.server import serve
-
-    silence_log()
-    serve(options, log)
-    return EXIT_OK
+        silence_log()
+        serve(options, log)

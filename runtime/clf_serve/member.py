@@ -47,3 +47,6 @@ class Member:
 
     def stopping(self) -> None:
         """Do nothing: the supervisor tells systemd."""
+
+    def stopped(self) -> None:
+        """Do nothing: the supervisor prints a line once all have stopped."""

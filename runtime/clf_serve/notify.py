@@ -21,6 +21,9 @@ class Watcher(Protocol):
     def stopping(self) -> None:
         """Say that no more connections are accepted."""
 
+    def stopped(self) -> None:
+        """Say that all accepted requests were answered."""
+
 
 class Systemd:
     """systemd watches over the only process."""
@@ -42,6 +45,10 @@ class Systemd:
     def stopping(self) -> None:
         """Say STOPPING=1."""
         notify("STOPPING=1")
+
+    def stopped(self) -> None:
+        """Print a line."""
+        self._log("stopped; all accepted requests were answered")
 
 
 def notify(state: str) -> None:

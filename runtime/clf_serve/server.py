@@ -65,6 +65,7 @@ class _Server(uvicorn.Server):
         self._watcher.stopping()
         await super().shutdown(sockets)
         self._service.close()
+        self._watcher.stopped()
 
     def _accept(self, member: Member) -> None:
         def create_protocol() -> asyncio.Protocol:
@@ -94,7 +95,6 @@ def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
     bound = listening.bind(options.address)
     try:
         _run(create_service(options, log), bound, Systemd(log))
-        log("stopped; all accepted requests were answered")
     finally:
         bound.close()
         listening.remove(options.address)

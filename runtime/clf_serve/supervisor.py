@@ -51,18 +51,16 @@ class _Place:
     silent_s: float = 0.0
 
 
-def supervise(options: ServeOptions, log: Callable[[str], None]) -> int:
+def supervise(options: ServeOptions, log: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that were accepted get their answers first.
 
-    Returns in each process that was forked, too: with the exceptions of `clf_serve.server.serve`.
-
-    Returns:
-        The exit code.
+    Returns in each process that was forked, too, or raises what `clf_serve.server.serve` does.
 
     Raises:
-        MachineError: The address cannot be used, or no process can be started.
+        MachineError: The address cannot be used.
         UsageError: There is no such address.
-        KeyboardInterrupt: A second Ctrl-C came before all answers.
+        KeyboardInterrupt: Ctrl-C came before the first process was ready, or a second one before all answers.
+        SystemExit: No process could be started; it has said why.
     """
     if not hasattr(os, "fork"):
         raise MachineError("this system cannot fork processes; leave --processes out")
@@ -71,14 +69,13 @@ def supervise(options: ServeOptions, log: Callable[[str], None]) -> int:
     member = supervisor.run()
     if member is None:
         listening.remove(options.address)
-        return supervisor.exit_code()
+        supervisor.raise_for_exit()
+    else:
+        from clf_runtime.session import silence_log
+        from clf_serve.server import serve_as_member
 
-    from clf_runtime.session import silence_log
-    from clf_serve.server import serve_as_member
-
-    silence_log()
-    serve_as_member(options, bound, member)
-    return EXIT_OK
+        silence_log()
+        serve_as_member(options, bound, member)
 
 
 class Supervisor:
@@ -123,11 +120,12 @@ class Supervisor:
             self._log("stopped; all accepted requests were answered")
         return None
 
-    def exit_code(self) -> int:
-        """Return the exit code. Raises KeyboardInterrupt if that is how it ended."""
+    def raise_for_exit(self) -> None:
+        """Raise KeyboardInterrupt or SystemExit if it did not end as it should."""
         if self._interrupt is not None:
             raise KeyboardInterrupt(self._interrupt)
-        return self._code
+        if self._code != EXIT_OK:
+            raise SystemExit(self._code)
 
     def _is_due(self, place: _Place) -> bool:
         # The others start once the first one is ready: a model that cannot be loaded is reported once.

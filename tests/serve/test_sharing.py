@@ -189,7 +189,8 @@ def test_a_process_that_cannot_be_forked_ends_the_service_or_is_tried_again(firs
     first_process._was_ready = False
     place.due = 0
     assert first_process.run() is None
-    assert first_process.exit_code() == 4
+    with pytest.raises(SystemExit, match="4"):
+        first_process.raise_for_exit()
     assert lines[1:] == [
         "process 1 cannot be started (resource temporarily unavailable); no process is ready, so the service ends"
     ]

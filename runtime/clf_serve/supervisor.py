@@ -96,6 +96,7 @@ class Supervisor:
         self._notified = 0.0
         self._deadline: float | None = None  # while it stops
         self._code = EXIT_OK
+        self._is_incomplete = False  # a process did not stop as it should
         self._interrupt: str | None = None
 
     def run(self) -> Member | None:
@@ -105,6 +106,7 @@ class Supervisor:
         """
         # From here on, signals wait until they are asked for. In the other processes, Ctrl-C waits for ever: it goes to
         # all processes of a terminal, and this one tells the others.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it was ignored, nobody would learn how a process ended
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         while self._deadline is None or any(place.process for place in self._places):
             for place in self._places:
@@ -116,7 +118,7 @@ class Supervisor:
             self._bury()
             self._greet()
             self._check()
-        if self._was_ready and self._code == EXIT_OK and self._interrupt is None and self._deadline != math.inf:
+        if self._was_ready and self._code == EXIT_OK and self._interrupt is None and not self._is_incomplete:
             self._log("stopped; all accepted requests were answered")
         return None
 
@@ -153,7 +155,8 @@ class Supervisor:
 
     def _obey(self, number: int) -> None:
         if number == signal.SIGHUP:
-            self._send(number, [place for place in self._places if not place.is_new])
+            # The others are still loading, and would end by this signal.
+            self._send(number, [place for place in self._places if self._shared.state(place.number) == READY])
         elif number in (signal.SIGTERM, signal.SIGINT) and self._deadline is None:
             if not self._was_ready:
                 self._code = EXIT_TERMINATED
@@ -183,11 +186,14 @@ class Supervisor:
                 place.process = 0
                 self._shared.set_state(place.number, ABSENT)
                 how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
-                self._replace(place, how, code if code > 0 else None)
+                self._replace(place, how, code if code >= 0 else None)
 
     def _replace(self, place: _Place, how: str, code: int | None) -> None:
         """Decide what follows from the end of a process; it has printed why it ended if it has an exit code."""
         if self._deadline is not None:
+            if code != EXIT_OK and not place.is_new and self._interrupt is None:
+                self._log(f"process {place.number + 1} {how}; its requests got no answer")
+                self._is_incomplete = True
             return
         now = time.monotonic()
         place.short_lives = place.short_lives + 1 if now - place.started < _SHORT_LIFE_S else 0
@@ -195,7 +201,7 @@ class Supervisor:
         if not self._was_ready or (place.short_lives >= _MOST_SHORT_LIVES and not self._shared.ready):
             if self._was_ready or code is None:
                 self._log(f"process {place.number + 1} {how}; no process is ready, so the service ends")
-            self._code = EXIT_MACHINE if code is None else code
+            self._code = code or EXIT_MACHINE
             self._stop()
         else:
             after = f" in {delay:g} s" if delay else ""
@@ -220,7 +226,7 @@ class Supervisor:
         elapsed_s, self._looked = min(now - self._looked, _TICK_S), now
         if self._deadline is not None:
             if now > self._deadline:
-                self._log(f"killed what did not stop within {self._stopping_s} s; its requests got no answer")
+                self._log(f"killing what did not stop within {self._stopping_s} s")
                 self._deadline = math.inf
                 self._send(signal.SIGKILL, self._places)
             return

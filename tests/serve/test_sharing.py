@@ -206,7 +206,7 @@ def test_what_does_not_stop_is_killed(first_process, monkeypatch):
     first_process._check()
     first_process._check()
     assert sent == [signal.SIGTERM, signal.SIGKILL]
-    assert lines == ["killed what did not stop within 1 s; its requests got no answer"]
+    assert lines == ["killing what did not stop within 1 s"]
 
 
 def test_without_fork_there_is_one_process(model, monkeypatch):

@@ -172,13 +172,13 @@ def run_wrk(
     return result | {"per_second": result["requests"] / result["seconds"]}
 
 
-def memory_mb(process: int) -> float:
-    """Return the proportional memory of a process and all that it has started."""
+def memory_mb(process: int, kind: str = "Pss") -> float:
+    """Return the memory of a process and all that it has started: proportional, or another line of smaps_rollup."""
     total = 0.0
     for member in [process, *_descendants(process)]:
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+            total += next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1024
     return round(total, 1)
 
 
@@ -228,7 +228,8 @@ def soak(load: Workload, service: Service, minutes: float) -> dict[str, object]:
         marks, results, started = [], [], time.monotonic()
         while time.monotonic() - started < 60 * minutes:
             results.append(run_wrk(service, bodies, LOAD_CONNECTIONS, min(60, 6 * minutes), max(0.0, delay_ms)))
-            marks.append(memory_mb(process))
+            # Proportional memory changes with other processes that have opened the same libraries.
+            marks.append(memory_mb(process, "Anonymous"))
             print(f"{len(marks)}: {marks[-1]} MB, {results[-1]['per_second']:.0f}/s", file=sys.stderr)
     warm = marks[len(marks) // 10]
     return {

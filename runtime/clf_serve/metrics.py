@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,8 +18,9 @@ from prometheus_client import (
 from prometheus_client.registry import Collector
 
 from clf_runtime import __version__
-from clf_serve.member import Member
-from clf_serve.pooled_metrics import PooledMetrics
+
+if TYPE_CHECKING:
+    from clf_serve.member import Member
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -97,6 +99,8 @@ class Metrics:
 
     def pool(self, member: Member) -> None:
         """Show the sum of all processes from now on."""
+        from clf_serve.pooled_metrics import PooledMetrics
+
         pooled = PooledMetrics(member.shared, member.place, self._registry)
         member.publish = pooled.publish
         self._shown = pooled

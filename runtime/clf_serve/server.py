@@ -11,18 +11,19 @@ import socket
 import ssl
 from collections.abc import Callable, Generator
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
 from clf_runtime.errors import UsageError, format_reason
 from clf_serve import listening
-from clf_serve.accepting import Acceptor
 from clf_serve.app import Application
-from clf_serve.member import Member
 from clf_serve.notify import Systemd, Watcher
 from clf_serve.options import RequestLimits, ServeOptions
 from clf_serve.service import Service, create_service
+
+if TYPE_CHECKING:
+    from clf_serve.member import Member
 
 _KEEP_ALIVE_S = 60
 _FILES_BESIDE_CONNECTIONS = 64
@@ -68,6 +69,8 @@ class _Server(uvicorn.Server):
         self._watcher.stopped()
 
     def _accept(self, member: Member) -> None:
+        from clf_serve.accepting import Acceptor  # one process alone does not need it
+
         def create_protocol() -> asyncio.Protocol:
             create: Any = self.config.http_protocol_class
             protocol: asyncio.Protocol = create(self.config, self.server_state, self.lifespan.state)

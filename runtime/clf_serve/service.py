@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clf_serve.batching import Batcher
 from clf_serve.errors import RequestError
 from clf_serve.live_model import LiveModel
-from clf_serve.member import Member
 from clf_serve.metrics import Metrics
 from clf_serve.options import ServeOptions
 from clf_serve.protocol import Connections
 from clf_serve.tokens import Tokens
+
+if TYPE_CHECKING:
+    from clf_serve.member import Member
 
 _MOST_SECONDS_BETWEEN_CHECKS = 1.0
 

@@ -1,6 +1,10 @@
-"""Requests per second and latency of clf-serve, beside the processor's limit and beside LitServe with the same file.
+"""Requests per second and latency of clf-serve, beside the processor's limit and beside others with the same file.
 
-usage: serving.py [--seconds N] [--rounds N] [--litserve PYTHON] [--data DIR] [--soak MINUTES]
+usage: serving.py [--seconds N] [--rounds N] [--litserve PYTHON] [--bentoml PYTHON] [--processes N] [--data DIR]
+                  [--soak MINUTES]
+
+An environment for one of the others is made with one command:
+uv venv ENV && uv pip install --python ENV bentoml onnxruntime numpy pillow    (or litserve), and named ENV/bin/python.
 
 wrk (apt-get install wrk) sends photos to MobileNetV3-small and MNIST's PNG files to small-resnet, over 1, 8 and 64
 connections, and then at 70 % of the highest rate. The limit is that of throughput.py: cores / (processor seconds per
@@ -45,7 +49,7 @@ _SCRIPT = """
 local bodies, next_body, mean_ms = {}, 0, tonumber(os.getenv("MEAN_DELAY_MS"))
 for name in io.lines(os.getenv("BODIES")) do
   local file = io.open(name, "rb")
-  local headers = {["Content-Type"] = os.getenv("CONTENT_TYPE")}
+  local headers = {["Content-Type"] = os.getenv("CONTENT_TYPE"), ["Host"] = "127.0.0.1"}
   bodies[#bodies + 1] = wrk.format("POST", os.getenv("TARGET"), headers, file:read("*a"))
   file:close()
 end
@@ -82,17 +86,22 @@ class Service:
     name: str
     command: list[str]
     target: str
-    content_type: str
     ready: str
+    form: str = ""  # JSON around an image in base64; empty if the body is the image itself
+
+    @property
+    def content_type(self) -> str:
+        """The type of the bodies."""
+        return "application/json" if self.form else "image/jpeg"
 
     def write_bodies(self, load: Workload) -> Path:
         """Write a list of the files that contain the bodies, and return its path."""
         names = load.images
-        if self.content_type == "application/json":
+        if self.form:
             names = []
             for number, image in enumerate(load.images):
-                path = load.folder / f"{number}.json"
-                path.write_text(json.dumps({"image": base64.b64encode(Path(image).read_bytes()).decode()}))
+                path = load.folder / f"{self.name}-{number}.json"
+                path.write_text(self.form % base64.b64encode(Path(image).read_bytes()).decode())
                 names.append(str(path))
         listed = load.folder / f"{self.name}.txt"
         listed.write_text("\n".join(names) + "\n")
@@ -163,13 +172,13 @@ def run_wrk(
     return result | {"per_second": result["requests"] / result["seconds"]}
 
 
-def memory_mb(process: int) -> float:
-    """Return the proportional memory of a process and all that it has started."""
+def memory_mb(process: int, kind: str = "Pss") -> float:
+    """Return the memory of a process and all that it has started: proportional, or another line of smaps_rollup."""
     total = 0.0
     for member in [process, *_descendants(process)]:
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+            total += next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1024
     return round(total, 1)
 
 
@@ -219,7 +228,8 @@ def soak(load: Workload, service: Service, minutes: float) -> dict[str, object]:
         marks, results, started = [], [], time.monotonic()
         while time.monotonic() - started < 60 * minutes:
             results.append(run_wrk(service, bodies, LOAD_CONNECTIONS, min(60, 6 * minutes), max(0.0, delay_ms)))
-            marks.append(memory_mb(process))
+            # Proportional memory changes with other processes that have opened the same libraries.
+            marks.append(memory_mb(process, "Anonymous"))
             print(f"{len(marks)}: {marks[-1]} MB, {results[-1]['per_second']:.0f}/s", file=sys.stderr)
     warm = marks[len(marks) // 10]
     return {
@@ -257,6 +267,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--litserve", metavar="PYTHON", help="of an environment that has LitServe")
+    parser.add_argument("--bentoml", metavar="PYTHON", help="of an environment that has BentoML")
+    parser.add_argument("--processes", type=int, metavar="N", help="measure clf-serve --processes N, too")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--serve-options", default="", metavar="OPTIONS", help="further options of clf-serve")
     parser.add_argument("--data", default=os.environ.get("CLF_TEST_DATA", "data"), metavar="DIR")
@@ -269,10 +281,18 @@ def main() -> None:
         for load in loads:
             own = [str(BIN / "clf-serve"), "--model", str(load.model), "--port", str(PORT)]
             own += arguments.serve_options.split()
-            services = [Service("clf-serve", own, "/v1/classify", "image/jpeg", "/readyz")]
+            services = [Service("clf-serve", own, "/v1/classify", "/readyz")]
+            if arguments.processes:
+                count = str(arguments.processes)
+                name = f"clf-serve --processes {count}"
+                services.append(Service(name, [*own, "--processes", count], "/v1/classify", "/readyz"))
+            served = [str(load.model), str(PORT), str(CORES)]
             if arguments.litserve:
-                other = [arguments.litserve, str(HERE / "litserve_server.py"), str(load.model), str(PORT), str(CORES)]
-                services.append(Service("LitServe", other, "/predict", "application/json", "/health"))
+                other = [arguments.litserve, str(HERE / "litserve_server.py"), *served]
+                services.append(Service("LitServe", other, "/predict", "/health", '{"image": "%s"}'))
+            if arguments.bentoml:
+                other = [arguments.bentoml, str(HERE / "bentoml_server.py"), *served]
+                services.append(Service("BentoML", other, "/classify", "/readyz", '{"images": ["%s"]}'))
             if arguments.soak:
                 rows.append(soak(load, services[0], arguments.soak))
             else:

@@ -19,6 +19,8 @@ from typing import Any
 
 from conftest import BIN
 
+from clf_serve.options import Address, BatchOptions, ModelOptions, RequestLimits, ServeOptions
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -133,3 +135,14 @@ def serving_by(clf_serve: Sequence[object], **variables: str) -> Iterator[Runnin
             service.stop()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def small_options(model: Path) -> ServeOptions:
+    """Options for parts of a service in this process: one worker, a short queue, a short timeout."""
+    return ServeOptions(
+        Address("127.0.0.1", 0, None, None, None),
+        ModelOptions(model, "model", "cpu", 1, 512_000_000),
+        BatchOptions(1, 8, 0.0, 16),
+        RequestLimits(1_000_000, 0.1, 16),
+        None,
+    )

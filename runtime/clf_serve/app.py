@@ -27,13 +27,14 @@ _CLIENT_LEFT = 499  # nginx's number for a request that nobody waits for any mor
 async def healthz(service: Service, request: Request) -> Response:
     """Answer whether the process works."""
     service.check_health()
-    return Response(200, b"ok\n", _TEXT)
+    return Response(200, f"ok\n{service.describe_processes()}".encode(), _TEXT)
 
 
 async def readyz(service: Service, request: Request) -> Response:
     """Answer whether images are classified: the model has passed its self-test in this process."""
     service.check_health()
-    return Response(200, f"ready: {service.live.current.classifier.file.sha256}\n".encode(), _TEXT)
+    sha256 = service.live.current.classifier.file.sha256
+    return Response(200, f"ready: {sha256}\n{service.describe_processes()}".encode(), _TEXT)
 
 
 async def metrics(service: Service, request: Request) -> Response:

@@ -95,6 +95,13 @@ Exit codes: 0 stopped, all accepted requests answered; 2 usage error, 3 invalid 
 @click.option(
     "--max-connections", type=click.IntRange(1), default=4096, show_default=True, help="Connections open at once."
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Processes that share the cores; one that ends is replaced.",
+)
 @click.version_option(__version__, prog_name="clf-serve")
 def command(
     artifacts: str,
@@ -117,6 +124,7 @@ def command(
     max_image_bytes: int,
     require_signature: tuple[str, ...],
     max_connections: int,
+    processes: int,
 ) -> None:
     """Serve an exported model over HTTP: images in, predictions out.
 
@@ -143,6 +151,7 @@ def command(
             batch=BatchOptions(workers or threads, batch_size, max_wait, queue),
             limits=RequestLimits(max_body_bytes, timeout, max_connections),
             token_file=path(token_file),
+            processes=processes,
         )
     )
 
@@ -153,8 +162,16 @@ def main() -> NoReturn:
 
 
 def _serve(options: ServeOptions) -> None:
-    from clf_runtime.session import silence_log
-    from clf_serve.server import serve
+    def log(line: str) -> None:
+        say(f"clf-serve: {line}")
 
-    silence_log()
-    serve(options, lambda line: say(f"clf-serve: {line}"))
+    if options.processes > 1:
+        from clf_serve.supervisor import supervise
+
+        supervise(options, log)
+    else:
+        from clf_runtime.session import silence_log
+        from clf_serve.server import serve
+
+        silence_log()
+        serve(options, log)

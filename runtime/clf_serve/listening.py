@@ -11,6 +11,8 @@ from pathlib import Path
 from clf_runtime.errors import MachineError, UsageError, format_reason
 from clf_serve.options import Address
 
+BACKLOG = 2048  # connections that wait to be accepted
+
 _SOCKET_MODE = 0o660
 
 

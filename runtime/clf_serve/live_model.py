@@ -69,7 +69,7 @@ class LiveModel:
         self._log = log
         self._refused: tuple[int, ...] = ()
         self._former = BatchCounts()
-        store = Store.around(options.path)
+        store = Store.around(options.path) if options.is_judge else None
         self._probation = None if store is None else ProbationWatch(store, log)
         self._wake = threading.Event()
         self._is_closing = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,8 +15,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.registry import Collector
 
 from clf_runtime import __version__
+
+if TYPE_CHECKING:
+    from clf_serve.member import Member
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -37,6 +42,7 @@ class Metrics:
         """Create them, all zero."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the page
         self._registry = CollectorRegistry()
+        self._shown: Collector = self._registry
         ProcessCollector(registry=self._registry)
         self._requests = Counter(
             "clf_requests", "Requests by endpoint and status.", ("endpoint", "status"), registry=self._registry
@@ -91,6 +97,14 @@ class Metrics:
         """Show which model runs."""
         self._model.info({"sha256": sha256, "provider": provider, "version": __version__})
 
+    def pool(self, member: Member) -> None:
+        """Show the sum of all processes from now on."""
+        from clf_serve.pooled_metrics import PooledMetrics
+
+        pooled = PooledMetrics(member.shared, member.place, self._registry)
+        member.publish = pooled.publish
+        self._shown = pooled
+
     def render(self) -> bytes:
         """Return all of it as text."""
-        return bytes(generate_latest(self._registry))
+        return bytes(generate_latest(self._shown))

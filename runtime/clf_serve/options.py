@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -36,6 +36,7 @@ class ModelOptions:
         threads: The number of cores.
         max_image_bytes: The memory that decoding and resizing one image may take.
         require_signature: Public keys, one of which must have signed the model, and each that replaces it.
+        is_judge: Whether this process judges a version on probation.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class ModelOptions:
     threads: int
     max_image_bytes: int
     require_signature: tuple[Path, ...] = ()
+    is_judge: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,25 @@ class RequestLimits:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The options of one call of `clf-serve`."""
+    """The options of one call of `clf-serve`.
+
+    Attributes:
+        token_file: The file of bearer tokens; None if no request needs one.
+        processes: How many processes serve the model. The options of each are those of `of_member`.
+    """
 
     address: Address
     model: ModelOptions
     batch: BatchOptions
     limits: RequestLimits
     token_file: Path | None
+    processes: int = 1
+
+    def of_member(self, place: int) -> ServeOptions:
+        """Return the options of one of the processes: its share of the cores."""
+        threads = max(1, self.model.threads // self.processes)
+        return replace(
+            self,
+            model=replace(self.model, threads=threads, is_judge=place == 0),
+            batch=replace(self.batch, workers=max(1, self.batch.workers // self.processes)),
+        )

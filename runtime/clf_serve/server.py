@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import math
@@ -10,16 +11,19 @@ import socket
 import ssl
 from collections.abc import Callable, Generator
 from types import FrameType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
 from clf_runtime.errors import UsageError, format_reason
 from clf_serve import listening
 from clf_serve.app import Application
-from clf_serve.notify import notify
+from clf_serve.notify import Systemd, Watcher
 from clf_serve.options import RequestLimits, ServeOptions
 from clf_serve.service import Service, create_service
+
+if TYPE_CHECKING:
+    from clf_serve.member import Member
 
 _KEEP_ALIVE_S = 60
 _FILES_BESIDE_CONNECTIONS = 64
@@ -28,11 +32,11 @@ _FILES_BESIDE_CONNECTIONS = 64
 class _Server(uvicorn.Server):
     """uvicorn's server: says when it listens, reloads the model on SIGHUP, and ends the service when it ends."""
 
-    def __init__(self, service: Service, bound: socket.socket, log: Callable[[str], None]) -> None:
-        super().__init__(_config(service))
+    def __init__(self, service: Service, bound: socket.socket, watcher: Watcher) -> None:
+        super().__init__(_config(service, watcher))
         self._service = service
         self._bound = bound
-        self._log = log
+        self._watcher = watcher
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -52,14 +56,30 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        _announce(self._service, self._bound, self._log)
+        member = self._service.member
+        await super().startup(sockets if member is None else [])
+        if member is not None:
+            self._accept(member)
+        self._watcher.ready(_describe(self._service, self._bound))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        notify("STOPPING=1")
+        self._watcher.stopping()
         await super().shutdown(sockets)
         self._service.close()
-        self._log("stopped; all accepted requests were answered")
+        self._watcher.stopped()
+
+    def _accept(self, member: Member) -> None:
+        from clf_serve.accepting import Acceptor  # one process alone does not need it
+
+        def create_protocol() -> asyncio.Protocol:
+            create: Any = self.config.http_protocol_class
+            protocol: asyncio.Protocol = create(self.config, self.server_state, self.lifespan.state)
+            return protocol
+
+        connections = self._service.connections.open
+        acceptor = Acceptor(self._bound, member, create_protocol, self.config.ssl, lambda: len(connections))
+        acceptor.start()
+        self.servers.append(cast(Any, acceptor))
 
     def _reload(self, sig: int, frame: FrameType | None) -> None:
         self._service.live.request_reload()
@@ -75,37 +95,45 @@ def serve(options: ServeOptions, log: Callable[[str], None]) -> None:
         KeyboardInterrupt: A second Ctrl-C came before all answers.
         OSError: A file cannot be read.
     """
-    _allow_open_files(options.limits)
     bound = listening.bind(options.address)
     try:
-        service = create_service(options, log)
-        server = _Server(service, bound, log)
-        gc.collect()
-        gc.freeze()  # what is loaded now stays; collecting garbage need not look at it
-        server.run([bound])
+        _run(create_service(options, log), bound, Systemd(log))
     finally:
         bound.close()
         listening.remove(options.address)
 
 
-def _announce(service: Service, bound: socket.socket, log: Callable[[str], None]) -> None:
+def serve_as_member(options: ServeOptions, bound: socket.socket, member: Member) -> None:
+    """Serve until SIGTERM in one of several processes that share a socket. Raises as `serve`."""
+    service = create_service(options.of_member(member.place), member.log, member)
+    _run(service, bound, member)
+
+
+def _run(service: Service, bound: socket.socket, watcher: Watcher) -> None:
+    _allow_open_files(service.options.limits)
+    server = _Server(service, bound, watcher)
+    gc.collect()
+    gc.freeze()  # what is loaded now stays; collecting garbage need not look at it
+    server.run([bound])
+
+
+def _describe(service: Service, bound: socket.socket) -> list[str]:
     address, model = service.options.address, service.live.current
     classifier = model.classifier
-    if classifier.warning:
-        log(classifier.warning)
+    lines = [classifier.warning] if classifier.warning else []
     if service.tokens is None and not listening.is_local(address, bound):
-        log("anyone who reaches this address may use the service; --token-file restricts it")
-    log(
+        lines.append("anyone who reaches this address may use the service; --token-file restricts it")
+    lines.append(
         f"{listening.describe(address, bound)} serves {classifier.file.path} ({classifier.file.sha256[:12]}) "
         f"on {classifier.provider}; self-test passed"
     )
-    notify("READY=1")
+    return lines
 
 
-def _config(service: Service) -> uvicorn.Config:
+def _config(service: Service, watcher: Watcher) -> uvicorn.Config:
     def keep_alive() -> None:
         if not service.batcher.is_stalled:
-            notify("WATCHDOG=1")
+            watcher.alive()
 
     address, limits = service.options.address, service.options.limits
     config = uvicorn.Config(

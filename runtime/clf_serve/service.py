@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clf_serve.batching import Batcher
 from clf_serve.errors import RequestError
@@ -13,6 +14,9 @@ from clf_serve.metrics import Metrics
 from clf_serve.options import ServeOptions
 from clf_serve.protocol import Connections
 from clf_serve.tokens import Tokens
+
+if TYPE_CHECKING:
+    from clf_serve.member import Member
 
 _MOST_SECONDS_BETWEEN_CHECKS = 1.0
 
@@ -27,11 +31,19 @@ class Service:
     metrics: Metrics
     connections: Connections
     tokens: Tokens | None
+    member: Member | None = None  # if there are several processes
 
     def check_health(self) -> None:
         """Raise RequestError if the process does not work any more: a batch does not end."""
         if self.batcher.is_stalled:
             raise RequestError(503, "stalled", "a batch does not end; restart the service")
+
+    def describe_processes(self) -> str:
+        """Return a line on how many processes are ready; an empty text if there is only this one."""
+        if self.member is None:
+            return ""
+        shared = self.member.shared
+        return f"processes: {shared.ready} of {shared.places} ready\n"
 
     def close(self) -> None:
         """End the threads; call it when no request is left."""
@@ -47,7 +59,7 @@ class Service:
             on_check()
 
 
-def create_service(options: ServeOptions, log: Callable[[str], None]) -> Service:
+def create_service(options: ServeOptions, log: Callable[[str], None], member: Member | None = None) -> Service:
     """Load the model and start the worker threads.
 
     Raises:
@@ -64,4 +76,6 @@ def create_service(options: ServeOptions, log: Callable[[str], None]) -> Service
     metrics.watch("clf_connections", "Open connections.", lambda: len(connections.open))
     batcher = Batcher(live, options.batch, options.limits.timeout_s, metrics)
     batcher.start()
-    return Service(options, live, batcher, metrics, connections, tokens)
+    if member is not None:
+        metrics.pool(member)
+    return Service(options, live, batcher, metrics, connections, tokens, member)

@@ -176,10 +176,13 @@ def test_tls_and_what_is_wrong_with_its_files(model, samples, certificate, comma
     cert, key = certificate
     context = ssl.create_default_context(cafile=cert)
     context.check_hostname = False
-    with serving(model, "--tls-cert", cert, "--tls-key", key) as running:
-        url = f"https://127.0.0.1:{running.port}/v1/classify"
-        with urllib.request.urlopen(url, samples[0].read_bytes(), context=context) as answer:
-            assert json.load(answer)["label"] == samples[0].name[0]
+    for processes in (1, 2):
+        with serving(model, "--tls-cert", cert, "--tls-key", key, "--processes", processes) as running:
+            assert b"200 OK" not in running.send_raw(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            url = f"https://127.0.0.1:{running.port}/v1/classify"
+            with urllib.request.urlopen(url, samples[0].read_bytes(), context=context) as answer:
+                assert json.load(answer)["label"] == samples[0].name[0]
+        assert not [line for line in running.lines if "Traceback" in line]
     for options in (("--tls-cert", key), ("--tls-cert", cert, "--tls-key", cert), ("--tls-cert", "gone")):
         refused = command("clf-serve", "--model", model, "--port", 0, *options)
         assert refused.code == 2, refused.err

@@ -8,42 +8,33 @@ import resource
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import uvicorn.server
+from serving import small_options
 
 from clf_runtime.command import Duration
 from clf_runtime.errors import ImageError, MachineError
 from clf_serve import batching, http, inference, server
+from clf_serve import notify as notifying
 from clf_serve.app import Application
 from clf_serve.batching import Output
 from clf_serve.errors import RequestError
 from clf_serve.http import BodyBudget, Request
-from clf_serve.notify import notify
-from clf_serve.options import Address, BatchOptions, ModelOptions, RequestLimits, ServeOptions
+from clf_serve.notify import Systemd, notify
+from clf_serve.options import RequestLimits
 from clf_serve.service import create_service
 
 CHUNK = {"type": "http.request", "body": b"x" * 10, "more_body": True}
 END = {"type": "http.request", "body": b"", "more_body": False}
 
 
-def options(model: Path) -> ServeOptions:
-    return ServeOptions(
-        Address("127.0.0.1", 0, None, None, None),
-        ModelOptions(model, "model", "cpu", 1, 512_000_000),
-        BatchOptions(1, 8, 0.0, 16),
-        RequestLimits(1_000_000, 0.1, 16),
-        None,
-    )
-
-
 @pytest.fixture
 def parts(model):
     """A service without a socket."""
-    service = create_service(options(model), lambda line: None)
+    service = create_service(small_options(model), lambda line: None)
     yield service
     service.close()
 
@@ -209,14 +200,12 @@ def test_the_limit_of_open_files_is_raised_to_what_the_connections_need():
 
 
 def test_a_warning_of_the_model_is_printed_and_a_stalled_service_stops_its_watchdog(parts, monkeypatch):
-    lines: list[str] = []
     monkeypatch.setattr(parts.live.current.classifier, "_warning", "--device auto uses the CPU")
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        server._announce(parts, bound, lines.append)
-    assert lines[0] == "--device auto uses the CPU"
+        assert server._describe(parts, bound)[0] == "--device auto uses the CPU"
     sent: list[str] = []
-    monkeypatch.setattr(server, "notify", sent.append)
-    on_check = server._config(parts).app._on_check
+    monkeypatch.setattr(notifying, "notify", sent.append)
+    on_check = server._config(parts, Systemd(print)).app._on_check
     on_check()
     monkeypatch.setattr(parts.batcher, "_running", {1: -1000.0})
     on_check()
@@ -227,7 +216,7 @@ def test_a_slow_request_behind_an_answer_in_progress_does_not_get_its_error_into
     async def refuse(is_started: bool) -> bytes:
         near, far = socket.socketpair()
         with near, far:
-            config, state = server._config(parts), uvicorn.server.ServerState()
+            config, state = server._config(parts, Systemd(print)), uvicorn.server.ServerState()
             protocol = parts.connections.protocol()(config=config, server_state=state, app_state={})
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, near)
             protocol.cycle = SimpleNamespace(response_complete=False, response_started=is_started, more_body=True)

@@ -114,9 +114,9 @@ class Supervisor:
                     os.environ.pop("NOTIFY_SOCKET", None)
                     signal.pthread_sigmask(signal.SIG_SETMASK, {*mask, signal.SIGINT})
                     return Member(self._shared, place.number, self._process, self._log)
-            self._obey(self._wait())
-            self._bury()
-            self._greet()
+            self._handle(self._wait())
+            self._notice_ended()
+            self._notice_ready()
             self._check()
         if self._was_ready and self._code == EXIT_OK and self._interrupt is None and not self._is_incomplete:
             self._log("stopped; all accepted requests were answered")
@@ -153,7 +153,7 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, _TICK_WHILE_STARTING_S if is_starting else _TICK_S)
         return signal.sigwait(self._signals)
 
-    def _obey(self, number: int) -> None:
+    def _handle(self, number: int) -> None:
         if number == signal.SIGHUP:
             # The others are still loading, and would end by this signal.
             self._send(number, [place for place in self._places if self._shared.state(place.number) == READY])
@@ -177,7 +177,7 @@ class Supervisor:
             if place.process:
                 os.kill(place.process, number)
 
-    def _bury(self) -> None:
+    def _notice_ended(self) -> None:
         """Notice the processes that have ended."""
         for place in self._places:
             process, status = os.waitpid(place.process, os.WNOHANG) if place.process else (0, 0)
@@ -209,7 +209,7 @@ class Supervisor:
             place.due = now + delay
             place.is_new = True
 
-    def _greet(self) -> None:
+    def _notice_ready(self) -> None:
         """Notice the processes that have become ready."""
         for place in self._places:
             if place.is_new and self._shared.state(place.number) == READY:

@@ -30,11 +30,11 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class _Shards:
-    """Shards by their names relative to a folder, in order, with the split that each name tells."""
+    """Shards by their names relative to a folder, in order, with what their splits are called in these names."""
 
     root: Path
     names: Sequence[str]
-    splits: Sequence[Split | None]
+    splits: Sequence[str | None]
 
 
 def is_pattern(source: Path) -> bool:
@@ -131,22 +131,19 @@ def _alternatives(text: str) -> Sequence[str]:
 
 def _fixed_folder(pattern: Path) -> Path:
     """Return the folder above the first part of a pattern that stands for several names."""
-    for folder in pattern.parents:
-        if not is_pattern(folder):
-            return folder
-    return Path()
+    return next(folder for folder in pattern.parents if not is_pattern(folder))
 
 
 def _find_images(root: Path, names: Sequence[str], columns: Columns) -> LabeledImages:
     kinds = sorted({os.path.splitext(name)[1].lower() for name in names})  # noqa: PTH122
     if len(kinds) > 1:
         raise DataError(f"{root}: has {' and '.join(kinds)} files; expected shards of one kind, move the others")
-    splits = [_split_from_shard(name) for name in names]
-    if "train" not in splits:
+    splits = [_find_split_name(name) for name in names]
+    if "train" not in map(split_from_name, filter(None, splits)):
         return _read_shards(_Shards(root, names, [None] * len(names)), columns)
     ignored = [name for name, split in zip(names, splits, strict=True) if split is None]
-    kept = [(name, split) for name, split in zip(names, splits, strict=True) if split is not None]
-    images = _read_shards(_Shards(root, [name for name, _ in kept], [split for _, split in kept]), columns)
+    kept = [name for name, split in zip(names, splits, strict=True) if split is not None]
+    images = _read_shards(_Shards(root, kept, list(filter(None, splits))), columns)
     if not ignored:
         return images
     more = f" and {len(ignored) - _SHOWN} more" if len(ignored) > _SHOWN else ""
@@ -156,12 +153,12 @@ def _find_images(root: Path, names: Sequence[str], columns: Columns) -> LabeledI
     )
 
 
-def _split_from_shard(name: str) -> Split | None:
-    """Return the split that the folder of a shard is called after, or the first word of its name."""
+def _find_split_name(name: str) -> str | None:
+    """Return the folder of a shard, or the first word of its name, whichever is that of a split."""
     folder, _, base = name.rpartition("/")
-    split = split_from_name(folder.rpartition("/")[2])
     word = _FIRST_WORD.match(base)
-    return split or (split_from_name(word[0]) if word else None)
+    candidates = (folder.rpartition("/")[2], word[0] if word else "")
+    return next((candidate for candidate in candidates if split_from_name(candidate)), None)
 
 
 def _read_shards(shards: _Shards, columns: Columns) -> LabeledImages:
@@ -174,7 +171,7 @@ def _read_shards(shards: _Shards, columns: Columns) -> LabeledImages:
         with path.open("rb") as file:
             version = find_version(file)
         content = index_tar(path, columns) if is_tar else index_parquet(path, columns)
-        files.append(ShardFile(str(path), version, content.column))
+        files.append(ShardFile(str(path), name, version, content.column))
         contents.append(content)
     if not any(content.names for content in contents):
         raise DataError(f"{shards.root / shards.names[0]}: has no images; expected samples of an image and its label")
@@ -200,12 +197,8 @@ def _find_splits(
     splits: list[Split | None] = []
     origins: dict[Split, str] = {}
     for name, of_shard, content in zip(shards.names, shards.splits, contents, strict=True):
-        if of_shard is not None or not content.splits:
-            splits += [of_shard] * len(content.names)
-            if of_shard is not None:
-                origins.setdefault(of_shard, of_shard)
-            continue
-        for row, value in enumerate(content.splits, 1):
+        values = [of_shard] * len(content.names) if of_shard is not None else content.splits
+        for row, value in enumerate(values, 1):
             split = split_from_name(value)
             if split is None:
                 raise DataError(
@@ -214,6 +207,7 @@ def _find_splits(
                 )
             splits.append(split)
             origins.setdefault(split, value)
+        splits += [None] * (len(content.names) - len(values))
     return tuple(splits), origins
 
 

@@ -55,11 +55,13 @@ class ShardFile:
 
     Attributes:
         path: Where it is.
+        name: What the names of its images start with, before a /.
         version: What it was when it was indexed.
         column: The column with the bytes of a Parquet file; None for a tar file.
     """
 
     path: str
+    name: str
     version: FileVersion
     column: str | None
 
@@ -85,7 +87,7 @@ class ShardIndex:
     def member(self, row: int, name: str) -> Member:
         """Return where one image is, by its place in the index; its name is for people."""
         file, start = self.files[self.file_of[row]], int(self.starts[row])
-        size = int(self.sizes[row])
+        size, name = int(self.sizes[row]), name[len(file.name) + 1 :]
         if file.column is None:
             return Member(file.path, name, "tar", start, size, version=file.version)
         return RowMember(file.path, name, "memory", start, size, version=file.version, column=file.column)

@@ -56,7 +56,13 @@ def safe_name(path: Path, name: str) -> str:
 
 
 def _raise_if_incomplete(file: IO[bytes], tar: tarfile.TarFile) -> None:
-    """Raise tarfile.ReadError if there is more: at a damaged header tarfile ends without an error."""
+    """Raise tarfile.ReadError unless the zeros follow that end an archive.
+
+    tarfile ends without an error at a damaged header, and where the rest of the members is missing.
+    """
     file.seek(tar.offset)
-    if any(file.read(tarfile.BLOCKSIZE)):
+    rest = file.read(tarfile.BLOCKSIZE)
+    if not rest:
+        raise tarfile.ReadError("it ends without an end mark, so members may be missing")
+    if any(rest):
         raise tarfile.ReadError(f"no valid member at byte {tar.offset:,}")

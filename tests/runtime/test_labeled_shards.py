@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from clf_runtime.errors import DataError, ImageError, MachineError, UsageError
-from clf_runtime.labeled import Columns, LabeledImages, find_labeled_images, image_table
+from clf_runtime.evaluation.selection import select_images
+from clf_runtime.labeled import Columns, LabeledImages, find_labeled_images, image_table, shards
 from clf_runtime.labeled.members import Member
 from clf_runtime.labeled.parquet import read_images
 
@@ -246,12 +247,12 @@ def test_a_shard_that_changed_is_noticed_when_an_image_is_read(tmp_path):
     path = pack(tmp_path / "0.tar", samples("a", "b"))
     images = find_labeled_images(path)
     assert images.shards is not None
-    assert images.shards.read_block([0, 1]) == [b"image 0", b"image 1"]
+    assert images.shards.index.read_block([0, 1]) == [b"image 0", b"image 1"]
     os.utime(path, (1, 1))
     with pytest.raises(ImageError, match="changed after it was indexed"):
         read_member(images, 0)
     with pytest.raises(ImageError, match="changed after it was indexed"):
-        images.shards.read_block([0, 1])
+        images.shards.index.read_block([0, 1])
 
 
 def test_compressed_shards_and_mixed_folders_are_one_line(tmp_path):
@@ -307,8 +308,8 @@ def test_parquet_files_of_the_library_datasets_are_read(tmp_path):
     ]
     assert found.splits == ("test", *["train"] * 5)
     assert found.shards is not None
-    assert found.shards.blocks.tolist() == [0, 1, 1, 2, 2, 3]
-    assert found.shards.read_block([3, 4]) == [b"2", b"3"]
+    assert found.shards.index.blocks.tolist() == [0, 1, 1, 2, 2, 3]
+    assert found.shards.index.read_block([3, 4]) == [b"2", b"3"]
 
 
 def test_columns_of_bytes_are_found_by_their_usual_names_or_the_options(tmp_path):
@@ -380,7 +381,7 @@ def test_rows_whose_image_is_missing_or_damaged_are_errors_of_these_images(tmp_p
     path = write_like_datasets(tmp_path / "0.parquet", images, [0, 1, 1], compression=None)
     found = find_labeled_images(path)
     assert found.shards is not None
-    assert [len(content) for content in found.shards.read_block([0, 1, 2])] == [3000, 0, 0]
+    assert [len(content) for content in found.shards.index.read_block([0, 1, 2])] == [3000, 0, 0]
     with pytest.raises(ImageError, match="the row has no image"):
         read_member(found, 1)
     with pytest.raises(DataError, match="has no row 4"):
@@ -394,3 +395,31 @@ def test_rows_whose_image_is_missing_or_damaged_are_errors_of_these_images(tmp_p
     path.unlink()
     with pytest.raises(ImageError):
         read_member(found, 0)
+
+
+def test_what_a_block_cannot_give_is_read_alone_and_tells_why(tmp_path, monkeypatch):
+    path = pack(tmp_path / "0.tar", samples("a", "b", "a"))
+    images = find_labeled_images(path)
+    assert [member.kind for member in images.locate([2, 0]) if isinstance(member, Member)] == ["memory", "memory"]
+    monkeypatch.setattr(shards, "MAX_MEMBER_BYTES", 6)
+    assert [member.kind for member in images.locate([1]) if isinstance(member, Member)] == ["tar"]
+    monkeypatch.undo()
+    monkeypatch.setattr(shards, "raise_if_changed", lambda file, version: None)
+    path.write_bytes(path.read_bytes()[:513])
+    kinds = [member.kind for member in images.locate([0, 1, 2]) if isinstance(member, Member)]
+    assert kinds == ["tar", "tar", "tar"]
+    path.unlink()
+    (member,) = images.locate([0])
+    assert isinstance(member, Member)
+    with pytest.raises(ImageError, match="no such file"):
+        member.read()
+
+
+@pytest.mark.parametrize("split", ["test", "all"])
+def test_evaluation_reads_shards_in_blocks(tmp_path, split):
+    pack(tmp_path / "train.tar", samples("a", "b"))
+    pack(tmp_path / "test.tar", samples("b", "a", "b"))
+    images = select_images(tmp_path, Columns(), split, [])
+    assert len(images) == (3 if split == "test" else 5)
+    assert [source.content for source in images.sources([2, 0])] == [b"image 2", b"image 0"]
+    assert [source.name for source in images.sources([1])] == [f"{tmp_path / 'test.tar'}/0001.jpg"]

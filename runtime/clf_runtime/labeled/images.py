@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +12,7 @@ from clf_runtime.errors import DataError, UsageError
 from clf_runtime.labeled.members import Archive, Member
 
 if TYPE_CHECKING:
-    from clf_runtime.labeled.shards import ShardIndex
+    from clf_runtime.labeled.shards import ShardRows
 
 Split = Literal["train", "validation", "test"]
 
@@ -72,7 +72,7 @@ class LabeledImages:
     origins: Mapping[Split, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     archive: Archive | None = None
-    shards: ShardIndex | None = None
+    shards: ShardRows | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,6 +87,12 @@ class LabeledImages:
         if self.shards is not None:
             return self.shards.member(index, self.names[index])
         return locate_image(self.root, self.archive, self.names[index])
+
+    def locate(self, positions: Sequence[int]) -> Iterator[ImageFile]:
+        """Yield where images are; those in shards come with their bytes, which are read in blocks."""
+        if self.shards is not None:
+            return self.shards.read(positions, self.names)
+        return map(self.file, positions)
 
     def with_warning(self, warning: str) -> LabeledImages:
         """Return the same images with one more warning."""

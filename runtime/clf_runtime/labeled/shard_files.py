@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from clf_runtime.errors import DataError
 from clf_runtime.labeled.image_table import index_parquet
 from clf_runtime.labeled.images import Columns, LabeledImages, Split, raise_if_columns_named, split_from_name
 from clf_runtime.labeled.members import find_version
-from clf_runtime.labeled.shards import ShardContent, ShardFile, join_contents
+from clf_runtime.labeled.shards import ShardContent, ShardFile, ShardRows, join_contents
 from clf_runtime.labeled.webdataset import index_tar
 
 SUFFIXES = (".tar", ".parquet")
@@ -177,6 +179,7 @@ def _read_shards(shards: _Shards, columns: Columns) -> LabeledImages:
         raise DataError(f"{shards.root / shards.names[0]}: has no images; expected samples of an image and its label")
     splits, origins = _find_splits(shards, contents)
     has_groups = all(content.groups for content in contents)
+    index = join_contents(files, contents)
     return LabeledImages(
         shards.root,
         tuple(
@@ -186,7 +189,7 @@ def _read_shards(shards: _Shards, columns: Columns) -> LabeledImages:
         splits,
         tuple(group for content in contents for group in content.groups) if has_groups else None,
         origins,
-        shards=join_contents(files, contents),
+        shards=ShardRows(index, np.arange(len(index.starts))),
     )
 
 

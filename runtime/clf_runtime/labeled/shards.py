@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from clf_runtime.labeled.members import FileVersion, Member, raise_if_changed
+from clf_runtime.errors import DataError, ImageError
+from clf_runtime.labeled.members import MAX_MEMBER_BYTES, FileVersion, Member, raise_if_changed
 from clf_runtime.labeled.parquet import RowMember, read_images
 
 Int64Array: TypeAlias = "npt.NDArray[np.int64]"
@@ -111,6 +112,49 @@ class ShardIndex:
                 file.seek(start)
                 contents.append(file.read(size))
             return contents
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Some images in shards: the place of each in the index, (N,)."""
+
+    index: ShardIndex
+    rows: Int64Array
+
+    def subset(self, places: Int64Array) -> ShardRows:
+        """Return some of them."""
+        return ShardRows(self.index, self.rows[places])
+
+    def member(self, place: int, name: str) -> Member:
+        """Return where one image is."""
+        return self.index.member(int(self.rows[place]), name)
+
+    def read(self, places: Iterable[int], names: Sequence[str]) -> Iterator[Member]:
+        """Yield images; a block is read when one of its images is needed first, and held until all were."""
+        block_of = self.index.blocks[self.rows]
+        by_block = np.argsort(block_of, kind="stable")
+        ascending = block_of[by_block]
+        held: dict[int, Member] = {}
+        for place in places:
+            if place not in held:
+                first, last = (np.searchsorted(ascending, block_of[place], side) for side in ("left", "right"))
+                held |= self._read_block(by_block[first:last], names)
+            yield held.pop(place)
+
+    def _read_block(self, places: Int64Array, names: Sequence[str]) -> dict[int, Member]:
+        """Return images of a block with their bytes; without them if that failed: reading them again tells why."""
+        members = {place: self.member(place, names[place]) for place in places.tolist()}
+        read = [place for place, member in members.items() if member.size_bytes <= MAX_MEMBER_BYTES]
+        try:
+            contents = self.index.read_block(self.rows[read].tolist()) if read else []
+        except (ImageError, DataError, OSError):
+            return members
+        for place, content in zip(read, contents, strict=True):
+            member = members[place]
+            if member.kind == "memory" or len(content) == member.size_bytes:
+                size = len(content)
+                members[place] = Member(member.archive, member.name, "memory", member.offset, size, content=content)
+        return members
 
 
 def join_contents(files: Sequence[ShardFile], contents: Sequence[ShardContent]) -> ShardIndex:

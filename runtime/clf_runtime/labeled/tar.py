@@ -62,7 +62,7 @@ def _raise_if_incomplete(file: IO[bytes], tar: tarfile.TarFile) -> None:
     """
     file.seek(tar.offset)
     rest = file.read(tarfile.BLOCKSIZE)
-    if not rest:
-        raise tarfile.ReadError("it ends without an end mark, so members may be missing")
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it ends at byte {tar.offset + len(rest):,} without an end mark")
     if any(rest):
         raise tarfile.ReadError(f"no valid member at byte {tar.offset:,}")

@@ -158,7 +158,7 @@ class FileImageSet(ImageSet):
     @property
     def blocks(self) -> Blocks | None:
         """Which images are read at once; None if each is a file, or as quick to read alone."""
-        return None if self._root.shards is None else self._root.shards.blocks
+        return self._root.blocks
 
     def subset(self, indices: Sequence[int]) -> FileImageSet:
         """See ImageSet."""

@@ -17,7 +17,7 @@ from clf_runtime.labeled.members import Member
 from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.spec import Color, Preprocess
 from clf_train.data.dataset import Dataset, FileImageSet, split_off, split_validation
-from clf_train.data.files import ImageRoot, ShardRows
+from clf_train.data.files import ImageRoot
 
 _SURVEYED_IMAGES = 256
 _SURVEYED_IMAGES_PER_COUNT = 8  # of these, the colors of one are counted, since that decodes it
@@ -105,8 +105,7 @@ def _open(file: ImageFile) -> Image.Image:
 def _image_set(found: LabeledImages, labels: tuple[str, ...]) -> FileImageSet:
     target_of = {label: target for target, label in enumerate(labels)}
     targets = np.asarray([target_of[label] for label in found.labels], dtype=np.int64)
-    shards = None if found.shards is None else ShardRows(found.shards, np.arange(len(found)))
-    return FileImageSet(ImageRoot(found.root, found.archive, shards), found.names, targets, found.groups)
+    return FileImageSet(ImageRoot(found.root, found.archive, found.shards), found.names, targets, found.groups)
 
 
 def _select(images: FileImageSet, found: LabeledImages, split: Split) -> FileImageSet:

@@ -100,6 +100,7 @@ def test_patterns_name_shards_as_in_a_shell(tmp_path):
     for pattern, count in (
         ("s/part-{000..002}.tar", 3),
         ("s/part-0{00,11}.tar", 2),
+        ("s/part-0{11..09}.tar", 3),
         ("{s,s}/part-{001..1}.tar", 1),
         ("s/part-01*.tar", 2),
         ("*/part-00[1-3].tar", 3),

@@ -63,7 +63,7 @@ def find_by_pattern(source: Path, columns: Columns) -> LabeledImages:
     paths = list(dict.fromkeys(paths))
     for path in paths:
         _raise_if_no_shard(path)
-    root = _fixed_folder(source)
+    root = fixed_folder(source)
     return _find_images(root, [Path(path).relative_to(root).as_posix() for path in paths], columns)
 
 
@@ -126,14 +126,13 @@ def _alternatives(text: str) -> Sequence[str]:
     match = _RANGE.fullmatch(text)
     if match is None:
         return text.split(",") if "," in text else ["{" + text + "}"]
-    first, last = match.groups()
-    numbers = range(int(first), min(int(last), int(first) + _MAX_SHARDS) + 1)
-    return [str(number).zfill(len(first)) for number in numbers]
+    first, last = sorted(map(int, match.groups()))
+    return [str(number).zfill(len(match[1])) for number in range(first, min(last, first + _MAX_SHARDS) + 1)]
 
 
-def _fixed_folder(pattern: Path) -> Path:
+def fixed_folder(pattern: Path) -> Path:
     """Return the folder above the first part of a pattern that stands for several names."""
-    return next(folder for folder in pattern.parents if not is_pattern(folder))
+    return next((folder for folder in pattern.parents if not is_pattern(folder)), pattern)
 
 
 def _find_images(root: Path, names: Sequence[str], columns: Columns) -> LabeledImages:

@@ -335,6 +335,12 @@ def test_columns_of_bytes_are_found_by_their_usual_names_or_the_options(tmp_path
     assert "row 2 has the split 'b'" in error_of(
         write_table(path, {**columns, "split": ["train", "b"]}), Columns("thumb")
     )
+    # The option goes before the name of the shard; a shard may be empty.
+    named = {"image": [b"1"], "label": ["a"], "part": ["val"], "who": ["x"]}
+    write_table(tmp_path / "s/train-0.parquet", named)
+    parquet.write_table(pyarrow.table(named).slice(0, 0), tmp_path / "s/train-1.parquet")
+    images = find_labeled_images(tmp_path / "s", Columns(split="part", group_by="who"))
+    assert (images.splits, images.groups) == (("validation",), ("x",))
     # Paths as before: a manifest.
     assert "1 of 1 images do not exist" in error_of(write_table(path, {"image": ["x.jpg"], "label": ["a"]}))
 

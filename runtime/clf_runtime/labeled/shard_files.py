@@ -140,7 +140,7 @@ def _find_images(root: Path, names: Sequence[str], columns: Columns) -> LabeledI
     if len(kinds) > 1:
         raise DataError(f"{root}: has {' and '.join(kinds)} files; expected shards of one kind, move the others")
     splits = [_find_split_name(name) for name in names]
-    if "train" not in map(split_from_name, filter(None, splits)):
+    if columns.split is not None or "train" not in map(split_from_name, filter(None, splits)):
         return _read_shards(_Shards(root, names, [None] * len(names)), columns)
     ignored = [name for name, split in zip(names, splits, strict=True) if split is None]
     kept = [name for name, split in zip(names, splits, strict=True) if split is not None]
@@ -177,13 +177,11 @@ def _read_shards(shards: _Shards, columns: Columns) -> LabeledImages:
     if not any(content.names for content in contents):
         raise DataError(f"{shards.root / shards.names[0]}: has no images; expected samples of an image and its label")
     splits, origins = _find_splits(shards, contents)
-    has_groups = all(content.groups for content in contents)
+    has_groups = all(content.groups for content in contents if content.names)
     index = join_contents(files, contents)
     return LabeledImages(
         shards.root,
-        tuple(
-            f"{shard}/{name}" for shard, content in zip(shards.names, contents, strict=True) for name in content.names
-        ),
+        tuple(f"{file.name}/{name}" for file, content in zip(files, contents, strict=True) for name in content.names),
         tuple(_name_classes(shards, contents)),
         splits,
         tuple(group for content in contents for group in content.groups) if has_groups else None,

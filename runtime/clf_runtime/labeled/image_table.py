@@ -53,55 +53,57 @@ def index_parquet(path: Path, columns: Columns) -> ShardContent:
                 f"{path}: its columns are {', '.join(schema.names) or 'missing'}; expected {option} with the bytes of "
                 "images; name it with --image-column"
             )
-        index = ShardContent(column=column)
-        _add_rows(path, content, index)
-        index.names = _name_rows(content, column)
-        index.labels = _read_labels(path, content, columns.label)
+        labels = _read_labels(path, content, columns.label)
+        index = ShardContent(_name_rows(content, column, len(labels)), labels, column=column)
         split = find_optional_column(path, schema.names, ("--split-column", columns.split), SPLIT_COLUMNS)
         if split is not None:
             index.splits = _read_texts(content, schema.names[split])
         if columns.group_by is not None and columns.group_by in schema.names:
             index.groups = _read_texts(content, columns.group_by)
+        _add_rows(path, content, index)
         return index
 
 
 def _add_rows(path: Path, content: Any, index: ShardContent) -> None:
-    """Add where the images are: a row group is a block."""
-    assert index.column is not None
+    """Add where the images are: a row group is a block.
+
+    Not from the metadata of its columns, which would tell more: if they are damaged, pyarrow ends the process.
+    """
     limit = int(_MEMORY_SHARE * usable_memory())
-    leaf = bytes_leaf(content.schema_arrow, index.column)
-    for group in range(content.metadata.num_row_groups):
-        metadata = content.metadata.row_group(group)
-        parts = [metadata.column(number) for number in range(metadata.num_columns)]
-        part = next(part for part in parts if part.path_in_schema == leaf)
-        if part.total_uncompressed_size > limit:
+    groups = [content.metadata.row_group(group) for group in range(content.metadata.num_row_groups)]
+    counts = {len(column) for column in (index.names, index.labels, index.splits, index.groups) if column}
+    total = sum(group.num_rows for group in groups)
+    if counts - {total} or any(group.num_rows < 0 or group.total_byte_size < 0 for group in groups):
+        raise DataError(f"{path}: is not a valid Parquet file (its columns differ in length); write it again")
+    for group, metadata in enumerate(groups):
+        size_bytes, rows, first = metadata.total_byte_size, metadata.num_rows, len(index.starts)
+        if size_bytes > limit:
             raise MachineError(
-                f"{path}: a row group has {part.total_uncompressed_size / 1e9:.1f} GB of images, and it is read at "
-                f"once, for which {limit / 1e9:.1f} GB are available; write it again with smaller row groups"
+                f"{path}: a row group has {size_bytes / 1e9:.1f} GB, and it is read at once, for which "
+                f"{limit / 1e9:.1f} GB are available; write it again with smaller row groups"
             )
-        if part.is_stats_set and part.statistics.has_null_count and part.statistics.null_count == metadata.num_rows:
-            raise DataError(f"{path}: its images are not in it, only their paths; write it again with their bytes")
-        rows, first = metadata.num_rows, len(index.starts)
         index.starts.extend(range(first, first + rows))
-        index.sizes.extend([part.total_uncompressed_size // max(1, rows)] * rows)
+        index.sizes.extend([size_bytes // max(1, rows)] * rows)
         index.blocks.extend([group] * rows)
 
 
-def _name_rows(content: Any, column: str) -> list[str]:
+def _name_rows(content: Any, column: str, rows: int) -> list[str]:
     """Return names that distinguish the rows: their numbers, and the names of the files that the images once were."""
-    rows = content.metadata.num_rows
-    names = content.schema_arrow.names
-    leaf = f"{column}.path"
-    folded = {name.casefold(): name for name in names if name != column}
-    paths: list[Any] = [None] * rows
-    if bytes_leaf(content.schema_arrow, column) != column:
-        if any(part.name == "path" for part in content.schema_arrow.field(column).type):
-            paths = [(cell or {}).get("path") for cell in content.read(columns=[leaf]).column(0).to_pylist()]
+    schema = content.schema_arrow
+    if bytes_leaf(schema, column) == column:
+        others = {name.casefold(): name for name in schema.names if name != column}
+        name_column = next((others[name] for name in IMAGE_COLUMNS if name in others), None)
+        paths = [None] * rows if name_column is None else _read_values(content, name_column)
+    elif any(part.name == "path" for part in schema.field(column).type):
+        paths = [(cell or {}).get("path") for cell in _read_values(content, f"{column}.path")]
     else:
-        name_column = next((folded[name] for name in IMAGE_COLUMNS if name in folded), None)
-        if name_column is not None:
-            paths = content.read(columns=[name_column]).column(0).to_pylist()
+        paths = [None] * rows
     return [_name_row(row, path) for row, path in enumerate(paths)]
+
+
+def _read_values(content: Any, column: str) -> list[Any]:
+    values: list[Any] = content.read(columns=[column]).column(0).to_pylist()
+    return values
 
 
 def _name_row(row: int, path: object) -> str:
@@ -125,7 +127,7 @@ def _read_labels(path: Path, content: Any, column: str | None) -> list[str]:
 
 def _read_texts(content: Any, column: str) -> list[str]:
     texts: dict[Any, str] = {}  # the same object for the same value: millions of rows have few values
-    values = content.read(columns=[column]).column(0).to_pylist()
+    values = _read_values(content, column)
     if any(isinstance(value, (dict, list)) for value in values[:1]):
         return [""] * len(values)
     return [texts.setdefault(value, text_from_value(value).strip()) for value in values]

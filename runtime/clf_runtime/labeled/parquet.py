@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from clf_runtime.errors import DataError, ImageError, MachineError
+from clf_runtime.errors import ClfError, DataError, ImageError, MachineError
 from clf_runtime.image_files import image_error_from_os_error
 from clf_runtime.labeled.images import Columns
 from clf_runtime.labeled.members import Member, raise_if_changed
@@ -77,7 +77,10 @@ def open_parquet(name: str, file: IO[bytes]) -> Iterator[Any]:
         ) from None
     try:
         yield parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
+    except ClfError:
+        raise  # some are ValueErrors
+    # Damage that pyarrow does not look for shows when texts become Python's, or in numbers that are too large.
+    except (pyarrow.ArrowException, OSError, ValueError, IndexError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: is not a valid Parquet file ({reason}); write it again") from None
 

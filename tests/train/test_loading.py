@@ -11,15 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from odd_images import drawing
 
 from clf_runtime.errors import DataError, MachineError
 from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.spec import Preprocess
+from clf_train.config import DataSource, TrainConfig
 from clf_train.data import cache, decoding, folder
 from clf_train.data.cache import LazyPixels, PixelCache, choose_cache
 from clf_train.data.decoding import Decoder
 from clf_train.data.loading import decode_dataset
+from clf_train.distributed import SINGLE_PROCESS
+from clf_train.inputs import Workplace, prepare_inputs
+from clf_train.progress import Progress
 
 PREPROCESS = Preprocess("RGB", 24, 24, "crop", 1.0, "bilinear", (255, 255, 255))
 
@@ -70,6 +75,17 @@ def test_images_that_do_not_fit_into_memory_stay_on_disk_and_otherwise_nowhere(t
     assert choose_cache(5001, PREPROCESS.shape, tmp_path).kind == "none"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert choose_cache(500, PREPROCESS.shape, tmp_path).kind == "disk"
+
+
+def test_a_line_says_that_every_epoch_decodes_again(tmp_path, monkeypatch, capsys):
+    draw_pets(tmp_path / "data")
+    monkeypatch.setattr(cache, "usable_memory", lambda: 0)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 0}))
+    workplace = Workplace(tmp_path, tmp_path, torch.device("cpu"), SINGLE_PROCESS, Progress())
+    inputs = prepare_inputs(TrainConfig(DataSource(str(tmp_path / "data"))), workplace)
+    assert isinstance(inputs.loaded.train.pixels, LazyPixels)
+    line = "the decoded images fit neither into memory nor on this disk, so they are decoded again for each epoch"
+    assert line in capsys.readouterr().err.splitlines()
 
 
 def test_a_disk_without_room_is_reported_before_anything_is_written(tmp_path):

@@ -53,6 +53,8 @@ def test_a_command_is_recorded_with_portable_paths():
         ("/home/me/cats/1.jpg", "/home/me/table.csv", "me/cats/1.jpg"),
         ("/media/1.jpg", "/home/me/table.csv", "1.jpg"),
         ("photos/1.jpg", "photos", "photos/1.jpg"),
+        ("./cats/1.jpg", ".", "./cats/1.jpg"),
+        ("/home/me/a/0.tar/1.jpg", "/home/me/{a,b}/*.tar", "me/a/0.tar/1.jpg"),
     ],
 )
 def test_an_image_keeps_its_place_in_the_data(path, data, expected):

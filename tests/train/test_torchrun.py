@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import BIN, CommandResult, Zygote
 from odd_images import drawing
+from shard_files import write_tar
 
 from clf_train.config import DataSource, load_dataset
 from clf_train.data.cache import ArrayPixels
@@ -89,6 +90,21 @@ def test_two_processes_see_every_image_once_and_their_metrics_are_exact(tmp_path
     logits = compute_logits(saved.model, pixels, saved.spec.normalize, torch.device("cpu"))
     assert float((logits.argmax(1) == test.targets).mean()) == saved.spec.metrics.accuracy
     assert saved.spec.metrics.images == len(test)
+
+
+def test_two_processes_share_shards_and_see_every_image_once(tmp_path, command, train_on_two):
+    for name, numbers in (("train-0", range(41)), ("train-1", range(41, 60)), ("test-0", range(60, 73))):
+        write_tar(tmp_path / f"s/{name}.tar", numbers)
+    options = ("--data", tmp_path / "s", "--model", "plain-conv2-mlp", "--epochs", 1, "--learning-rate", "1e-12")
+    options = (*options, "--batch-size", 16, "--cache", "none")
+    (tmp_path / "alone").mkdir()
+    assert command("clf-train", *options, cwd=tmp_path / "alone").code == 0
+    first, second = train_on_two(*options)
+    assert (first.code, second.code) == (0, 0), first.err + second.err
+    (row,), (expected,) = read_history(tmp_path), read_history(tmp_path / "alone")
+    assert row["train_accuracy"] == expected["train_accuracy"]
+    assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-6)
+    assert load_saved_model(tmp_path / "artifacts").spec.metrics.images == 13
 
 
 def test_after_a_process_is_killed_torchrun_restarts_all_and_they_resume_from_the_checkpoint(tmp_path):

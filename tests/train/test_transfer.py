@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from clf_runtime.artifacts import STATE_DICT
+from clf_runtime.errors import MachineError
 from clf_runtime.spec import Normalize, Preprocess
 from clf_train.auto import choose_start
 from clf_train.config import DataSource, InputOptions, TrainConfig
@@ -17,6 +18,7 @@ from clf_train.data.augment import augment, draw_augmentation
 from clf_train.data.cache import full_shard
 from clf_train.data.dataset import FileImageSet, ImageRoot
 from clf_train.data.folder import ImageProperties, survey_images
+from clf_train.engine import transfer
 from clf_train.engine.budget import DEPTHS, fit_to_budget, restore_recipe
 from clf_train.engine.features import ImageFeatures
 from clf_train.engine.probe import fit_probe
@@ -130,6 +132,13 @@ def test_inference_without_padded_copies_computes_the_same_at_any_size(shape):
     images = torch.rand(2, 3, *shape[:2])
     with torch.no_grad():
         assert torch.allclose(FeatureExtractor(network)(images), network.compute_features(images), atol=1e-5)
+
+
+def test_features_that_do_not_fit_into_memory_are_one_line(network, monkeypatch):
+    monkeypatch.setattr(transfer, "usable_memory", lambda: 1000 * 1280 * 4 / 0.4 + 1)
+    transfer._raise_if_too_many(1000, network)
+    with pytest.raises(MachineError, match=r"the features of 1,001 images, .* use --weights none, or fewer images"):
+        transfer._raise_if_too_many(1001, network)
 
 
 def test_training_changes_the_last_blocks_and_no_running_mean(network):

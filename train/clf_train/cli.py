@@ -57,9 +57,9 @@ SEED_OPTION = click.option(
     help="Seed of the splits and of everything random in training.",
 )
 DATA_OPTIONS = (
-    click.option("--image-column", metavar="NAME", help="The column of a manifest with the paths of the images."),
-    click.option("--label-column", metavar="NAME", help="The column of a manifest with the classes."),
-    click.option("--split-column", metavar="NAME", help="The column of a manifest with train, val or test."),
+    click.option("--image-column", metavar="NAME", help="The column of a table with the images, or their paths."),
+    click.option("--label-column", metavar="NAME", help="The column of a table with the classes."),
+    click.option("--split-column", metavar="NAME", help="The column of a table with train, val or test."),
     click.option(
         "--group-by",
         metavar="REGEX|COLUMN",
@@ -132,7 +132,8 @@ A folder contains a folder of images for each class, or train/, valid/ and test/
 with those in them. Without test/, the seed selects the test split. A file is an
 archive of such a folder (.zip, .tar, .tar.gz), or a manifest: a table with the
 columns path, label and perhaps split (.csv, .tsv, .jsonl, .parquet), or a COCO
-or Label Studio export (.json).
+or Label Studio export (.json). Shards are tar files of WebDataset, or Parquet
+files with images: a folder of them, or a pattern in quotes.
 
 \b
 Examples:
@@ -141,6 +142,7 @@ Examples:
   clf-train --data photos/ --size 64 --epochs 40
   clf-train --data photos/ --size 64 --epochs 40 --resume
   clf-train --data photos.csv --group-by camera
+  clf-train --data 'shards/train-{0000..0099}.tar'
   clf-train -a artifacts/new --compare artifacts/old
 
 \b

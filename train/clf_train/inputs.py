@@ -55,6 +55,10 @@ def prepare_inputs(config: TrainConfig, workplace: Workplace) -> TrainInputs:
     images = sum(map(len, dataset.splits))
     if config.cache == "auto":
         cache = choose_cache(images // group.size, plan.preprocess.shape, workplace.staging)
+        if cache.kind == "none":
+            callbacks.on_message(
+                "the decoded images fit neither into memory nor on this disk, so they are decoded again for each epoch"
+            )
     else:
         cache = PixelCache(config.cache, workplace.staging)
     callbacks.on_decode_start(

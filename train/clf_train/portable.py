@@ -26,7 +26,9 @@ def portable_path(path: str) -> str:
 
 def portable_member(path: str, data: str) -> str:
     """Return the path of an image for others to see: with the portable path of the data that it belongs to."""
-    for root in (data.rstrip("\\/"), str(Path(data).parent)):
+    from clf_runtime.labeled.shard_files import fixed_folder  # with numpy, for which --help would wait
+
+    for root in (data.rstrip("\\/"), str(Path(data).parent), str(fixed_folder(Path(data)))):
         if path.startswith(root) and path[len(root) :][:1] in ("/", "\\"):
             return f"{portable_path(root)}{path[len(root) :]}"
     return portable_path(path)

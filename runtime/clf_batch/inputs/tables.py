@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 from clf_batch.inputs.remote import is_url, open_url
 from clf_batch.inputs.units import ImageFile, TableRows, Unit, Unusable
 from clf_runtime.errors import DataError
+from clf_runtime.labeled.parquet import BYTES_COLUMNS, find_bytes_columns
 from clf_runtime.labeled.table import IMAGE_COLUMNS
 
-BYTES_COLUMNS = ("bytes", "content", "image_bytes", "data", *IMAGE_COLUMNS)
 _DELIMITERS = ",;\t|"
 _ROWS_AT_ONCE = 10_000
 
@@ -47,13 +47,10 @@ def find_in_parquet(table: str, column: str | None) -> Iterator[Unit]:
         DataError: It is no Parquet file, or has no such column.
         OSError: It cannot be read.
     """
-    import pyarrow as pa
-
     with open_file(table) as file:
         content = open_parquet(table, file)
         schema = content.schema_arrow
-        kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_struct)
-        binary = [name for name in schema.names if any(is_kind(schema.field(name).type) for is_kind in kinds)]
+        binary = find_bytes_columns(schema)
         name = schema.names[_find(table, schema.names, column, BYTES_COLUMNS if binary else IMAGE_COLUMNS, binary)]
         if name in binary:
             yield from _row_groups(table, content, name)

@@ -40,17 +40,17 @@ Exit codes: 0 success, 1 some images were not evaluated, 2 usage error,
 @click.option(
     "--data",
     required=True,
-    metavar="DIR|ARCHIVE|MANIFEST",
-    help="Labeled images: a folder with a folder of images for each class, an archive of one, or a manifest.",
+    metavar="DIR|ARCHIVE|MANIFEST|SHARDS",
+    help="Labeled images: a folder with a folder of images for each class, an archive of one, a manifest, or shards.",
 )
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test", "all"]),
     help="Which images.  [default: test if the data has it, otherwise validation, otherwise all]",
 )
-@click.option("--image-column", metavar="NAME", help="Column of a manifest with the path of the image.")
-@click.option("--label-column", metavar="NAME", help="Column of a manifest with the label.")
-@click.option("--split-column", metavar="NAME", help="Column of a manifest with the split.")
+@click.option("--image-column", metavar="NAME", help="Column of a table with the image, or its path.")
+@click.option("--label-column", metavar="NAME", help="Column of a table with the label.")
+@click.option("--split-column", metavar="NAME", help="Column of a table with the split.")
 @click.option(
     "--top", "-k", type=click.IntRange(1), default=5, show_default=True, help="Also count labels among the first K."
 )

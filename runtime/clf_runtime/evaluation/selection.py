@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from clf_runtime.errors import DataError, ImageError
 from clf_runtime.evaluation.formatting import format_images
 from clf_runtime.evaluation.training_split import find_training_test_split
 from clf_runtime.labeled import Columns, ImageFile, LabeledImages, find_labeled_images
+from clf_runtime.labeled.shards import ShardRows
 from clf_runtime.onnx_file import OnnxFile
 from clf_runtime.sources import ImageSource
 from clf_runtime.spec import Provenance
@@ -31,6 +34,7 @@ class EvalImages:
         labels: The label of each image, as the data spells it.
         files: Where each image is.
         warnings: What a person should know about them, one line each.
+        shards: Where they are if they are in shards.
     """
 
     source: Path
@@ -39,6 +43,7 @@ class EvalImages:
     labels: tuple[str, ...]
     files: tuple[ImageFile, ...]
     warnings: tuple[str, ...]
+    shards: ShardRows | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -50,8 +55,9 @@ class EvalImages:
 
     def sources(self, positions: Sequence[int]) -> Iterator[ImageSource]:
         """Yield the images at these positions; the members of an archive are read as they are needed."""
-        for position in positions:
-            file = self.files[position]
+        shards = self.shards
+        files = map(self.files.__getitem__, positions) if shards is None else shards.read(positions, self.names)
+        for file in files:
             if isinstance(file, str):
                 yield ImageSource(file, file)
                 continue
@@ -101,6 +107,7 @@ def select_images(source: Path, columns: Columns, split: SplitChoice | None, mod
         tuple(found.labels[position] for position in positions),
         tuple(found.file(position) for position in positions),
         tuple(warnings),
+        None if found.shards is None else found.shards.subset(np.asarray(positions)),
     )
 
 

@@ -37,7 +37,7 @@ def find_training_test_split(
     targets = [target_of[label] for label in found.labels]
     selected = select_split(groups, targets, SplitRule(provenance.test_split, provenance.seed, "test", _SMALLEST))
     try:
-        digests = [_digest(found.file(position)) for position in selected]
+        digests = list(map(_digest, found.locate(selected)))
     except (ImageError, OSError):
         return None  # evaluation reports it
     # As ImageSet.fingerprint in clf_train.

@@ -10,18 +10,16 @@ import importlib
 import io
 import posixpath
 import stat
-import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from clf_runtime.errors import DataError, ImageError, MachineError
-from clf_runtime.labeled.images import raise_if_outside
 from clf_runtime.labeled.members import Archive, Member
+from clf_runtime.labeled.tar import DAMAGE, damage_error, raise_if_sparse, read_tar, safe_name
 from clf_runtime.labeled.tree import is_image_name
 from clf_runtime.machine import usable_memory
 
@@ -44,12 +42,6 @@ _MAX_LINK_BYTES = 4096
 
 _ENCRYPTED = 1  # in the flags of a zip archive's member
 _ZIP_HEADER_BYTES = 30
-
-# What damage makes the modules of the standard library raise, which trust the numbers in a header.
-_DAMAGE = (
-    *(tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, struct.error),
-    *(ValueError, IndexError, OverflowError, NotImplementedError),
-)
 
 
 @dataclass
@@ -88,9 +80,8 @@ def open_archive(path: Path) -> tuple[Archive, list[str]]:
         contents = _read_zip(path) if path.name.lower().endswith(".zip") else _read_tar(path)
     except DataError:
         raise  # also a ValueError
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path}: the archive is damaged ({reason}); copy or pack it again") from None
+    except DAMAGE as error:
+        raise damage_error(path, error) from None
     _resolve_links(path, contents)
     return Archive(path, contents.members, contents.content), contents.folders
 
@@ -100,31 +91,21 @@ def _read_tar(path: Path) -> Contents:
     module = next((module for suffix, module in _COMPRESSED.items() if path.name.lower().endswith(suffix)), None)
     if module is not None:
         contents.content = _decompress(path, module)
-    with _open_tar(path, contents.content) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
-            name = _safe_name(path, info.name)
+    with _open_tar(path, contents.content) as file:
+        for name, info in read_tar(path, file):
             if info.isdir():
                 contents.folders += filter(None, [name])  # ./ has no name
             elif info.issym() or info.islnk():
                 target = posixpath.join(posixpath.dirname(name), info.linkname) if info.issym() else info.linkname
                 contents.links[name] = _link_target(path, name, target)
             elif info.isreg() and is_image_name(name):
-                if info.sparse is not None:
-                    raise DataError(f"{path}: {name} is stored as a sparse file; pack the archive without --sparse")
+                raise_if_sparse(path, name, info)
                 contents.members[name] = Member(str(path), name, "tar", info.offset_data, info.size)
-        _raise_if_incomplete(file, tar)
     return contents
 
 
 def _open_tar(path: Path, content: bytes | None) -> IO[bytes]:
     return path.open("rb") if content is None else io.BytesIO(content)
-
-
-def _raise_if_incomplete(file: IO[bytes], tar: tarfile.TarFile) -> None:
-    """Raise tarfile.ReadError if there is more: at a damaged header tarfile ends without an error."""
-    file.seek(tar.offset)
-    if any(file.read(tarfile.BLOCKSIZE)):
-        raise tarfile.ReadError(f"no valid member at byte {tar.offset:,}")
 
 
 def _decompress(path: Path, module_name: str) -> bytes:
@@ -155,7 +136,7 @@ def _read_zip(path: Path) -> Contents:
         infos = archive.infolist()
         _raise_if_overlapping(infos)
         for info in infos:
-            name = _safe_name(path, info.filename)
+            name = safe_name(path, info.filename)
             if info.is_dir():
                 contents.folders += filter(None, [name])
             elif is_image_name(name):
@@ -192,14 +173,6 @@ def _raise_if_overlapping(infos: list[zipfile.ZipInfo]) -> None:
         if info.header_offset < end:
             raise zipfile.BadZipFile(f"{info.filename} overlaps another member, as in a zip bomb")
         end = info.header_offset + _ZIP_HEADER_BYTES + info.compress_size
-
-
-def _safe_name(path: Path, name: str) -> str:
-    """Return the name of a member without ./ at its start and / at its end."""
-    name = name.replace("\\", "/")
-    raise_if_outside(name, str(path))
-    normal = posixpath.normpath(name)
-    return "" if normal == "." else normal
 
 
 def _link_target(path: Path, name: str, target: str) -> str:

@@ -1,4 +1,4 @@
-"""From a folder, an archive or a manifest to its labeled images."""
+"""From a folder, an archive, a manifest or shards to labeled images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from clf_runtime.errors import DataError, UsageError
 from clf_runtime.labeled.annotations import read_annotations
 from clf_runtime.labeled.archive import is_archive_name, open_archive
 from clf_runtime.labeled.folder import find_in_archive, find_in_folder, find_split_folders
-from clf_runtime.labeled.images import Columns, LabeledImages, Split, raise_if_columns_named
+from clf_runtime.labeled.image_table import has_image_bytes
+from clf_runtime.labeled.images import Columns, LabeledImages, Split, raise_if_columns_named, split_from_name
+from clf_runtime.labeled.parquet import read_parquet
 from clf_runtime.labeled.rows import Manifest, images_from_manifest
-from clf_runtime.labeled.table import has_label_column, read_csv, read_json_lines, read_parquet
-from clf_runtime.labeled.tree import FolderTree
+from clf_runtime.labeled.shard_files import (
+    find_by_pattern,
+    find_in_shard,
+    find_in_shard_folder,
+    is_pattern,
+    list_shards,
+)
+from clf_runtime.labeled.table import has_label_column, read_csv, read_json_lines
+from clf_runtime.labeled.tree import FolderTree, is_image_name
+from clf_runtime.labeled.webdataset import is_shard
 
 _Read = Callable[[Path, Columns], Manifest]
 
@@ -35,7 +45,8 @@ def find_labeled_images(source: Path, columns: Columns = Columns()) -> LabeledIm
     """Find labeled images.
 
     Args:
-        source: A folder of class folders, an archive of one, or a manifest.
+        source: A folder of class folders, an archive of one, a manifest, or shards: a folder of them, one of them, or a
+            pattern like train-{000..099}.tar.
         columns: Which columns of a manifest to read.
 
     Returns:
@@ -63,13 +74,22 @@ def _raise_if_not_text(source: Path, images: LabeledImages) -> None:
 
 def _find(source: Path, columns: Columns) -> LabeledImages:
     if source.is_dir():
-        return _find_by_metadata(source, columns) or _find_without_columns(source, columns)
+        return (
+            _find_by_metadata(source, columns)
+            or _find_in_shards(source, columns)
+            or _find_without_columns(source, columns)
+        )
     if not source.exists():
+        if is_pattern(source):
+            return find_by_pattern(source, columns)
         raise DataError(
             f"{source}: no such folder, and no data set of this name; expected a folder with a folder of images for "
             "each class, an archive of it, or a manifest"
         )
-    read = _READERS.get(source.suffix.lower())
+    suffix = source.suffix.lower()
+    if (suffix == ".tar" and is_shard(source)) or (suffix == ".parquet" and has_image_bytes(source, columns)):
+        return find_in_shard(source, columns)
+    read = _READERS.get(suffix)
     if read is not None:
         return images_from_manifest(read(source, columns))
     return _find_without_columns(source, columns)
@@ -104,6 +124,26 @@ def _find_by_metadata(folder: Path, columns: Columns) -> LabeledImages | None:
         missing = next(name for split, name in folders.items() if split not in parts)
         raise DataError(f"{folder / missing}: has no metadata.csv, unlike the other splits; add it, or remove all")
     return _join_parts(folder, parts, folders)
+
+
+def _find_in_shards(folder: Path, columns: Columns) -> LabeledImages | None:
+    """Find the images in the shards of a folder; None without any, or if class folders are beside them."""
+    shards = list_shards(folder)
+    if not shards:
+        return None
+    places = sorted({name.rpartition("/")[0] for name in shards})
+    tree = FolderTree(folder)
+    class_folders = [name for place in places for name in tree.subfolders(place) if split_from_name(name) is None]
+    if class_folders:
+        images = _find_without_columns(folder, columns)
+        return images.with_warning(
+            f"{folder}: has class folders ({class_folders[0]}), so {len(shards)} shards are ignored (the first is "
+            f"{shards[0]})"
+        )
+    loose = [path.name for place in places for path in (folder / place).iterdir() if is_image_name(path.name)]
+    if loose:
+        raise DataError(f"{folder}: has shards ({shards[0]}) and images ({min(loose)}); move one kind elsewhere")
+    return find_in_shard_folder(folder, columns)
 
 
 def _find_metadata(folder: Path, columns: Columns) -> Manifest | None:

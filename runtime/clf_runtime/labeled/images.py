@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from clf_runtime.errors import DataError, UsageError
 from clf_runtime.labeled.members import Archive, Member
+
+if TYPE_CHECKING:
+    from clf_runtime.labeled.shards import ShardRows
 
 Split = Literal["train", "validation", "test"]
 
@@ -58,6 +61,7 @@ class LabeledImages:
         origins: Split → its folder, or its value in the manifest.
         warnings: What a person should know, one line each.
         archive: The archive that the images are members of, if they are.
+        shards: Where the images are, if they are in shards.
     """
 
     root: Path
@@ -68,6 +72,7 @@ class LabeledImages:
     origins: Mapping[Split, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     archive: Archive | None = None
+    shards: ShardRows | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,7 +84,19 @@ class LabeledImages:
 
     def file(self, index: int) -> ImageFile:
         """Return where one image is."""
+        if self.shards is not None:
+            return self.shards.member(index, self.names[index])
         return locate_image(self.root, self.archive, self.names[index])
+
+    def locate(self, positions: Sequence[int]) -> Iterator[ImageFile]:
+        """Yield where images are; those in shards come with their bytes, which are read in blocks."""
+        if self.shards is not None:
+            return self.shards.read(positions, self.names)
+        return map(self.file, positions)
+
+    def with_warning(self, warning: str) -> LabeledImages:
+        """Return the same images with one more warning."""
+        return replace(self, warnings=(*self.warnings, warning))
 
 
 def locate_image(root: Path, archive: Archive | None, name: str) -> ImageFile:

@@ -22,6 +22,26 @@ _ZIP_SIGNATURE = b"PK\x03\x04"
 
 
 @dataclass(frozen=True)
+class FileVersion:
+    """What a file was at some time, to notice that it was replaced or written to since."""
+
+    size_bytes: int
+    mtime_ns: int
+
+
+def find_version(file: IO[bytes]) -> FileVersion:
+    """Return what an open file is now. Raises OSError."""
+    status = os.fstat(file.fileno())
+    return FileVersion(status.st_size, status.st_mtime_ns)
+
+
+def raise_if_changed(file: IO[bytes], version: FileVersion | None) -> None:
+    """Raise ImageError if an open file is not what it was. Raises OSError."""
+    if version is not None and find_version(file) != version:
+        raise ImageError("damaged", "the file around it changed after it was indexed; start again")
+
+
+@dataclass(frozen=True)
 class Member:
     """One image file in an archive: enough to read it in any process, without opening the archive's index again.
 
@@ -35,7 +55,8 @@ class Member:
         stored_bytes: The size in the archive.
         is_deflated: Whether it is compressed.
         crc: The CRC-32 that a zip archive states.
-        content: The bytes, if the archive is compressed as a whole.
+        content: The bytes, if they are in memory already.
+        version: What the archive was when it was indexed; None if it is not compared.
     """
 
     archive: str
@@ -47,6 +68,7 @@ class Member:
     is_deflated: bool = False
     crc: int = 0
     content: bytes = b""
+    version: FileVersion | None = None
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -65,6 +87,7 @@ class Member:
             return self.content
         try:
             with open(self.archive, "rb") as file:  # noqa: PTH123 (for each image)
+                raise_if_changed(file, self.version)
                 content = _read_stored(file, self)
         except OSError as error:
             raise image_error_from_os_error(error) from None

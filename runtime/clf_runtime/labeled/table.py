@@ -1,4 +1,4 @@
-"""Manifests in the form of a table: CSV and its relatives, JSON lines, Parquet."""
+"""Manifests in the form of a table: CSV and its relatives, JSON lines; and what all tables have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clf_runtime.errors import DataError, MachineError
+from clf_runtime.errors import DataError
 from clf_runtime.labeled.images import Columns
 from clf_runtime.labeled.rows import Manifest, Row
 from clf_runtime.labeled.tree import is_image_name
@@ -38,7 +38,7 @@ _BYTE_ORDER_MARKS = (
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """A table of texts: the names of its columns, and its rows with the place of each."""
 
     names: Sequence[str]
@@ -65,7 +65,7 @@ def read_csv(path: Path, columns: Columns) -> Manifest:
                 rows.append((f"row {reader.line_num}", cells))
     except csv.Error as error:
         raise DataError(f"{path}: row {reader.line_num} is not valid CSV ({error}); repair it") from None
-    return _manifest_from_table(path, _Table(names, rows, warnings), columns)
+    return manifest_from_table(path, Table(names, rows, warnings), columns)
 
 
 def read_json_lines(path: Path, columns: Columns) -> Manifest:
@@ -83,36 +83,7 @@ def read_json_lines(path: Path, columns: Columns) -> Manifest:
             if not isinstance(content, dict):
                 raise DataError(f"{path}: row {number} is no object; expected an object with a path and a label")
             rows.append((f"row {number}", content))
-    return _manifest_from_table(path, _table_from_objects(rows, warnings), columns)
-
-
-def read_parquet(path: Path, columns: Columns) -> Manifest:
-    """Read a Parquet file with pyarrow.
-
-    Raises:
-        DataError: It is not in this format, or has no such columns.
-        MachineError: pyarrow is not installed.
-        OSError: It cannot be read.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise MachineError(
-            f'{path}: reading Parquet needs pyarrow, which is not installed; pip install "clf-edge[parquet]", or save '
-            "it as CSV"
-        ) from None
-    with path.open("rb") as file:  # an OSError of Python, with a reason that people know
-        try:
-            schema = parquet.read_schema(file)
-            names = [name for name in schema.names if not pyarrow.types.is_nested(schema.field(name).type)]
-            content = parquet.read_table(file, columns=names).to_pydict()
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(f"{path}: is not a valid Parquet file ({reason}); write it again") from None
-    cells = zip(*([_text(value) for value in content[name]] for name in names), strict=True)
-    rows = [(f"row {number}", row) for number, row in enumerate(cells, 1)]
-    return _manifest_from_table(path, _Table(names, rows), columns)
+    return manifest_from_table(path, _table_from_objects(rows, warnings), columns)
 
 
 def parse_json(text: str, source: str) -> object:
@@ -154,29 +125,30 @@ def _decode(path: Path) -> tuple[str, tuple[str, ...]]:
         return content.decode("cp1252", "replace"), (warning,)
 
 
-def _table_from_objects(rows: Sequence[tuple[str, Mapping[str, object]]], warnings: tuple[str, ...]) -> _Table:
+def _table_from_objects(rows: Sequence[tuple[str, Mapping[str, object]]], warnings: tuple[str, ...]) -> Table:
     names = list(dict.fromkeys(name for _, content in rows for name in content))
-    cells = [(place, [_text(content.get(name)) for name in names]) for place, content in rows]
-    return _Table(names, cells, warnings)
+    cells = [(place, [text_from_value(content.get(name)) for name in names]) for place, content in rows]
+    return Table(names, cells, warnings)
 
 
-def _text(value: object) -> str:
+def text_from_value(value: object) -> str:
     """Return a value of JSON or Parquet as the text that CSV would have."""
     if value is None or isinstance(value, (dict, list)):
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _manifest_from_table(path: Path, table: _Table, columns: Columns) -> Manifest:
+def manifest_from_table(path: Path, table: Table, columns: Columns) -> Manifest:
+    """Return the rows of a table. Raises DataError if it has no such columns."""
     names = [name.strip() for name in table.names]
-    image = _find_column(path, names, ("--image-column", columns.image), IMAGE_COLUMNS)
-    label = _find_column(path, names, ("--label-column", columns.label), LABEL_COLUMNS)
-    split = _find_optional_column(path, names, ("--split-column", columns.split), SPLIT_COLUMNS)
+    image = find_column(path, names, ("--image-column", columns.image), IMAGE_COLUMNS)
+    label = find_column(path, names, ("--label-column", columns.label), LABEL_COLUMNS)
+    split = find_optional_column(path, names, ("--split-column", columns.split), SPLIT_COLUMNS)
     group = names.index(columns.group_by) if columns.group_by in names else None
     return Manifest(path, list(_rows(path, table, (image, label, split, group))), warnings=table.warnings)
 
 
-def _rows(path: Path, table: _Table, chosen: tuple[int, int, int | None, int | None]) -> Iterator[Row]:
+def _rows(path: Path, table: Table, chosen: tuple[int, int, int | None, int | None]) -> Iterator[Row]:
     image, label, split, group = chosen
     for place, cells in table.rows:
         if len(cells) != len(table.names):
@@ -195,8 +167,13 @@ def _rows(path: Path, table: _Table, chosen: tuple[int, int, int | None, int | N
         )
 
 
-def _find_column(path: Path, names: Sequence[str], requested: tuple[str, str | None], usual: Sequence[str]) -> int:
-    index = _find_optional_column(path, names, requested, usual)
+def find_column(path: Path, names: Sequence[str], requested: tuple[str, str | None], usual: Sequence[str]) -> int:
+    """Return the position of a column: the (option, name) that was requested, or the first with a usual name.
+
+    Raises:
+        DataError: There is none.
+    """
+    index = find_optional_column(path, names, requested, usual)
     if index is not None:
         return index
     if any(map(is_image_name, names)):
@@ -207,9 +184,10 @@ def _find_column(path: Path, names: Sequence[str], requested: tuple[str, str | N
     )
 
 
-def _find_optional_column(
+def find_optional_column(
     path: Path, names: Sequence[str], requested: tuple[str, str | None], usual: Sequence[str]
 ) -> int | None:
+    """Return the position of a column, as `find_column`; None if none was requested and none has a usual name."""
     option, name = requested
     if name is not None:
         if name not in names:

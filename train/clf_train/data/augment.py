@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clf_train.data.blocks import Blocks
 from clf_train.recipe import Recipe
 
 _DRAWS = 7  # rotation, scale, shear, shift x, shift y, mirror, invert
@@ -29,10 +30,14 @@ def draw_augmentation(images: int, generator: torch.Generator) -> Tensor:
     return torch.cat([torch.rand(images, count, generator=generator) for count in (_DRAWS, _COLOR_DRAWS)], 1) * 2 - 1
 
 
-def draw_epoch(seed: int, epoch: int, images: int) -> tuple[Tensor, Tensor]:
-    """Return the permutation (N,) of the images in an epoch, and the draws (N, 10) of each image, by index."""
+def draw_epoch(seed: int, epoch: int, images: int, blocks: Blocks | None = None) -> tuple[Tensor, Tensor]:
+    """Return the order (N,) of the images in an epoch, and the draws (N, 10) of each image, by index.
+
+    The order is a random permutation; of images that are read in blocks, nearly one.
+    """
     generator = create_epoch_generator(seed, epoch)
-    return torch.randperm(images, generator=generator), draw_augmentation(images, generator)
+    permutation, draws = torch.randperm(images, generator=generator), draw_augmentation(images, generator)
+    return permutation if blocks is None else blocks.permute(permutation, generator), draws
 
 
 def augment(images: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:

@@ -19,11 +19,11 @@ from typing import Literal
 
 import numpy as np
 
-from clf_runtime.labeled.images import ImageFile
 from clf_runtime.machine import usable_memory
 from clf_runtime.preprocess import UInt8Array
 from clf_runtime.spec import Preprocess
 from clf_train import torchrun
+from clf_train.data.blocks import Blocks
 from clf_train.data.dataset import FileImageSet, Int64Array, raise_if_unreadable
 from clf_train.data.decoding import Decoder
 
@@ -86,14 +86,14 @@ class LazyPixels(PixelStore):
         """See PixelStore."""
         sizes: deque[int] = deque()
 
-        def files() -> Iterator[ImageFile]:
+        def places() -> Iterator[int]:
             for rows in indices:
                 sizes.append(len(rows))
-                yield from map(self._images.file, rows.tolist())
+                yield from rows.tolist()
 
         pixels = np.empty((0, *self.shape), np.uint8)
         with Decoder(len(self)) as decoder:
-            for chunk in decoder.decode(files(), self._preprocess, _CHUNK):
+            for chunk in decoder.decode(self._images.locate(places()), self._preprocess, _CHUNK):
                 raise_if_unreadable(
                     [error for error in chunk.errors if error], len(self), "they could be read before training"
                 )
@@ -117,6 +117,7 @@ class Shard:
     targets: Int64Array  # (n,)
     indices: Int64Array  # (n,): the place of each image in the split
     total: int  # images in the split
+    blocks: Blocks | None = None  # of the complete split, if its images are read in blocks
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -6,22 +6,22 @@ import hashlib
 import io
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from clf_runtime.errors import DataError, ImageError
-from clf_runtime.labeled.images import ImageFile, Split, locate_image
-from clf_runtime.labeled.members import Archive
+from clf_runtime.labeled.images import ImageFile, Split
 from clf_runtime.labeled.splits import SplitRule, select_split
 from clf_runtime.preprocess import UInt8Array, pixels_from_image
 from clf_runtime.spec import Preprocess
+from clf_train.data.blocks import Blocks
 from clf_train.data.decoding import Decoder, UnreadableImage, read_image_file
+from clf_train.data.files import ImageRoot
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -114,16 +114,8 @@ class ArrayImageSet(ImageSet):
         return [hashlib.sha256(image.tobytes()).digest() for image in self._pixels]
 
 
-@dataclass(frozen=True)
-class ImageRoot:
-    """Where named image files are: in a folder, or in an archive."""
-
-    path: Path
-    archive: Archive | None = None
-
-
 class FileImageSet(ImageSet):
-    """Image files, named relative to their folder or archive."""
+    """Image files, named relative to their folder, archive or shards."""
 
     def __init__(
         self,
@@ -146,7 +138,7 @@ class FileImageSet(ImageSet):
 
     def file(self, index: int) -> ImageFile:
         """Return where one image is."""
-        return locate_image(self._root.path, self._root.archive, self.names[index])
+        return self._root.file(index, self.names[index])
 
     def path(self, index: int) -> str:
         """Return the path of one image, for people if it is in an archive."""
@@ -155,7 +147,18 @@ class FileImageSet(ImageSet):
     @property
     def files(self) -> Iterator[ImageFile]:
         """Where all images are; one at a time, since those of a compressed archive come with their bytes."""
-        return map(self.file, range(len(self)))
+        return self.locate(range(len(self)))
+
+    def locate(self, indices: Iterable[int]) -> Iterator[ImageFile]:
+        """Yield where images are; those in shards come with their bytes, which are read in blocks."""
+        if self._root.shards is not None:
+            return self._root.shards.read(indices, self.names)
+        return map(self.file, indices)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Which images are read at once; None if each is a file, or as quick to read alone."""
+        return self._root.blocks
 
     def subset(self, indices: Sequence[int]) -> FileImageSet:
         """See ImageSet."""
@@ -163,7 +166,8 @@ class FileImageSet(ImageSet):
         groups, digests = (
             None if values is None else [values[index] for index in rows] for values in (self._groups, self._digests)
         )
-        return FileImageSet(self._root, [self.names[index] for index in rows], self.targets[rows], groups, digests)
+        names = [self.names[index] for index in rows]
+        return FileImageSet(self._root.subset(rows), names, self.targets[rows], groups, digests)
 
     def with_digests(self, digests: Sequence[bytes]) -> FileImageSet:
         """Return the same images with digests that were computed during decoding."""

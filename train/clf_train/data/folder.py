@@ -1,4 +1,4 @@
-"""Labeled images in folders, archives and manifests, and what is used as which split."""
+"""Labeled images in folders, archives, manifests and shards, and what is used as which split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from clf_runtime.labeled import Columns, ImageFile, LabeledImages, Split, find_l
 from clf_runtime.labeled.members import Member
 from clf_runtime.preprocess import pixels_from_image
 from clf_runtime.spec import Color, Preprocess
-from clf_train.data.dataset import Dataset, FileImageSet, ImageRoot, split_off, split_validation
+from clf_train.data.dataset import Dataset, FileImageSet, split_off, split_validation
+from clf_train.data.files import ImageRoot
 
 _SURVEYED_IMAGES = 256
 _SURVEYED_IMAGES_PER_COUNT = 8  # of these, the colors of one are counted, since that decodes it
@@ -38,7 +39,7 @@ def load(source: Path, test_split: float, seed: int, columns: Columns = Columns(
     """Find labeled images and split them.
 
     Args:
-        source: a folder, an archive or a manifest.
+        source: a folder, an archive, a manifest or shards.
         test_split: the share of the test split, if the data has none of its own.
         seed: of the splits.
         columns: of a manifest, and how images are grouped.
@@ -104,7 +105,7 @@ def _open(file: ImageFile) -> Image.Image:
 def _image_set(found: LabeledImages, labels: tuple[str, ...]) -> FileImageSet:
     target_of = {label: target for target, label in enumerate(labels)}
     targets = np.asarray([target_of[label] for label in found.labels], dtype=np.int64)
-    return FileImageSet(ImageRoot(found.root, found.archive), found.names, targets, found.groups)
+    return FileImageSet(ImageRoot(found.root, found.archive, found.shards), found.names, targets, found.groups)
 
 
 def _select(images: FileImageSet, found: LabeledImages, split: Split) -> FileImageSet:

@@ -138,13 +138,20 @@ class _SplitDecoder:
 
     def decode(self, images: ImageSet) -> _DecodedSplit:
         """Decode one split."""
-        indices = np.arange(self.group.rank, len(images), self.group.size)
+        indices = self._find_share(images)
         share = images.subset(indices.tolist()) if self.group.size > 1 else images
         if isinstance(share, FileImageSet):
             assert isinstance(images, FileImageSet)
             return self._decode_files(images, share, indices)
         array = share.decode(self.preprocess) if len(share) else np.empty((0, *self.preprocess.shape), np.uint8)
         return _DecodedSplit(images, Shard(ArrayPixels(array), share.targets, indices, len(images)), [], empty_facts(0))
+
+    def _find_share(self, images: ImageSet) -> Int64Array:
+        """Return this process's images: every n-th one, or the same number in whole blocks."""
+        blocks = images.blocks if isinstance(images, FileImageSet) else None
+        if blocks is not None:
+            return blocks.share(self.group.rank, self.group.size)
+        return np.arange(self.group.rank, len(images), self.group.size)
 
     def _decode_files(self, images: FileImageSet, share: FileImageSet, indices: Int64Array) -> _DecodedSplit:
         decoded = self._fill_cache(share)
@@ -162,9 +169,10 @@ class _SplitDecoder:
         pixels = decoded.pixels
         if self.cache.kind == "none":
             pixels = LazyPixels(share.subset(rows), self.preprocess)
-        shard = Shard(pixels, share.targets[rows], np.searchsorted(readable, indices[rows]), len(readable))
         unreadable = [error for error in errors if error is not None]
         images = images.with_digests(digests).subset(readable.tolist())
+        places = np.searchsorted(readable, indices[rows])
+        shard = Shard(pixels, share.targets[rows], places, len(readable), images.blocks)
         return _DecodedSplit(images, shard, unreadable, facts.subset(readable.tolist()))
 
     def _fill_cache(self, share: FileImageSet) -> _DecodedShare:

@@ -40,7 +40,7 @@ class BatchLoader:
 
     def load_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, counted from 0, from the batch `first` on."""
-        permutation, draws = draw_epoch(self._seed, epoch + 1, self._shard.total)
+        permutation, draws = draw_epoch(self._seed, epoch + 1, self._shard.total, self._shard.blocks)
         row_of_index = torch.full((self._shard.total,), -1)
         row_of_index[torch.from_numpy(self._shard.indices)] = torch.arange(len(self._shard))
         own = permutation[row_of_index[permutation] >= 0]  # all, if this process is the only one

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clf_runtime.errors import MachineError
+from clf_runtime.machine import usable_memory
 from clf_train.data.loading import LoadedDataset
 from clf_train.engine.evaluate import Predictor, gather_logits
 from clf_train.engine.features import ImageFeatures
@@ -25,6 +27,7 @@ _L2 = (0.01, 0.03, 0.1, 0.3)
 _DEFAULT_L2 = 0.03
 _MAX_WORK = 5e9  # images times features times classes
 _MIN_EPOCHS_FOR_FRESH_HEAD = 3.0
+_MEMORY_SHARE = 0.4  # they are there twice while processes exchange them
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,11 @@ def start_from_probe(model: EfficientNetLite, loaded: LoadedDataset, predictor: 
         model: a pretrained network; its head is replaced in place.
         loaded: the images.
         predictor: how to run a network on them; its own network is ignored.
+
+    Raises:
+        MachineError: the features do not fit into memory.
     """
+    _raise_if_too_many(sum(part.total for part in (loaded.train, loaded.validation, loaded.test)), model)
     extractor = FeatureExtractor(model).to(predictor.device)
     runner = Predictor(extractor, predictor.normalize, predictor.device, predictor.group, predictor.on_batch)
     train, train_targets = gather_logits(runner, loaded.train)
@@ -104,6 +111,17 @@ def start_from_probe(model: EfficientNetLite, loaded: LoadedDataset, predictor: 
         state={name: value.clone() for name, value in model.state_dict().items()},
         fresh_head=fresh_head,
     )
+
+
+def _raise_if_too_many(images: int, model: EfficientNetLite) -> None:
+    """Raise MachineError if the features of all images, in float32, take more than a share of the memory."""
+    size_bytes = images * model.copy_head()[0].shape[1] * 4
+    limit = int(_MEMORY_SHARE * usable_memory())
+    if size_bytes > limit:
+        raise MachineError(
+            f"the features of {images:,} images, from which transfer learning starts, take {size_bytes / 1e9:.1f} GB, "
+            f"and {limit / 1e9:.1f} GB are available; use --weights none, or fewer images"
+        )
 
 
 def _compute_loss(probe: Probe, features: Tensor, targets: Tensor) -> float:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arm import DEVICE_PYTHON, ArmDevice, create_device
+from arm import ArmDevice, create_device
 from conftest import ROOT, build_once, run_command
+from debian import DEVICE_PYTHON
 
 PHOTOS = 200
 
@@ -72,10 +73,11 @@ def photo_models(request, test_data) -> Path:
         pytest.skip("CLF_TEST_DATA has no clothing/")
 
     def build(folder: Path) -> None:
-        small = ("--model", "small-resnet", "--size", "64x64", "--weights", "none", "--epochs", 4, "-a", ".")
-        trained = run_command("clf-train", "--data", test_data / "clothing", *small, cwd=folder)
+        data = ("--data", test_data / "clothing", "-a", ".")
+        small = ("--model", "small-resnet", "--size", "64x64", "--weights", "none", "--epochs", 4)
+        trained = run_command("clf-train", *data, *small, cwd=folder)
         assert trained.code == 0, trained.err
-        exported = run_command("clf-export", "-a", ".", "-p", "fp32", "-p", "fp16", "-p", "int8", cwd=folder)
+        exported = run_command("clf-export", *data, "-p", "fp32", "-p", "fp16", "-p", "int8", cwd=folder)
         assert exported.code == 0, exported.err
 
     return build_once(request.config, "photo-models", build)

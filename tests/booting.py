@@ -1,7 +1,7 @@
 """A machine that boots Debian under qemu: a kernel, systemd, and a disk that survives a reboot.
 
-Nothing of this machine changes. The disk is an image that is made without mounting it, and there is no network. The tests
-speak to the machine through its second serial port.
+Nothing of this machine changes. The disk is an image that is made without mounting it, and there is no network. The
+tests speak to the machine through its second serial port.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ UNITS = ("clf-serve.service", "clf-camera.service", "clf-update.service", "clf-u
 READY = "curl -sS --fail --unix-socket /run/clf/clf.sock http://localhost/readyz"
 DEPLOY = "/opt/clf/bin/clf-deploy"
 # What the version that needs too much memory writes for each image, and what the service may have then.
-_HUNGRY_BYTES, _MEMORY_MAX = 200_000_000, "160M"
+_HUNGRY_BYTES, _MEMORY_MAX = 400_000_000, "300M"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 # make demo · make test · make lint · make docs · make bench · make lock
 # Slower tests: make test-slow · make test-runtimes · make test-kills · make test-faults · make test-pythons
-# make test-arm · make test-portable · make test-batch · make endurance · make fuzz · make corpus · make audit · make workflows
+# make test-arm · make test-boot · make test-portable · make test-batch · make endurance · make fuzz · make corpus · make audit · make workflows
 # Needed beforehand: python3 (3.10 or later) with venv, and a package index that pip finds.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-arm test-gpu test-pythons test-portable test-batch lint check docs bench endurance fuzz corpus audit workflows lock clean
+.PHONY: setup demo test test-slow test-faults test-kills test-runtimes test-arm test-boot test-gpu test-pythons test-portable test-batch lint check docs bench endurance fuzz corpus audit workflows lock clean
 
 demo: setup
 	clf-train --overwrite
@@ -42,7 +42,8 @@ check: setup
 # Clean environments with the wheel, the large networks of torchvision, 10,000 images, more of torchrun: 7 minutes.
 test-slow: export OMP_NUM_THREADS = 1
 test-slow: setup
-	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py --ignore tests/test_pythons.py --ignore tests/test_arm.py --ignore tests/test_gpu.py \
+	pytest -n 2 --dist loadscope -m slow --ignore tests/test_runtimes.py --ignore tests/test_pythons.py --ignore tests/test_arm.py \
+		--ignore tests/test_boot.py --ignore tests/test_gpu.py \
 		--ignore tests/train/test_resume.py --ignore tests/export/test_kills.py --ignore tests/test_faults.py --ignore tests/test_races.py \
 		--ignore tests/batch
 
@@ -55,6 +56,12 @@ test-runtimes: setup
 test-arm: export OMP_NUM_THREADS = 1
 test-arm: setup
 	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_arm.py
+
+# A bundle on emulated machines, x86-64 and 64-bit Arm, that boot Debian with systemd, as root
+# (apt-get install mmdebstrap e2fsprogs qemu-system-x86 qemu-system-arm): half an hour.
+test-boot: export OMP_NUM_THREADS = 1
+test-boot: setup
+	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_boot.py
 
 # The same answers on a GPU, and training there; on a machine with an NVIDIA GPU, its driver and Linux: some minutes.
 test-gpu: setup

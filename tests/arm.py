@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from debian import DEVICE_RELEASE, copy_debian, unpack_debian
 
 FOLDER = ROOT / "build/arm64"
 
-# Debian 12, which Raspberry Pi OS and JetPack are of the same age as, has Python 3.11. Not python3-venv, and not pip.
-DEVICE_RELEASE, DEVICE_PYTHON = "bookworm", "3.11"
+# Not python3-venv, and not pip.
 DEVICE_PACKAGES = ("base-files", "dash", "coreutils", "sed", "tar", "libc-bin", "libstdc++6", "python3")
 # qemu 10; version 7 of Debian 12 crashes in onnxruntime 1.31.
 QEMU_RELEASE, QEMU_PACKAGES = "trixie", ("qemu-user",)
@@ -63,17 +63,12 @@ class ArmDevice:
 
 def create_device() -> ArmDevice:
     """Return a device as it comes from its maker; skip the test where that is not possible."""
-    for program, package in (("mmdebstrap", "mmdebstrap"), ("unshare", "util-linux")):
-        if shutil.which(program) is None:
-            pytest.skip(f"needs {program}: apt-get install {package}")
-    qemu = _unpack("qemu", QEMU_RELEASE, QEMU_PACKAGES) / "usr/bin/qemu-aarch64"
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare: apt-get install util-linux")
+    qemu = unpack_debian("qemu", QEMU_RELEASE, QEMU_PACKAGES) / "usr/bin/qemu-aarch64"
     root = FOLDER / "device"
     shutil.rmtree(root, ignore_errors=True)
-    debian = _unpack("debian", DEVICE_RELEASE, DEVICE_PACKAGES, "--architectures=arm64")
-    # Not what is in /dev: a copy of /dev/zero has no end.
-    shutil.copytree(
-        debian, root, symlinks=True, ignore=lambda folder, names: names if folder == f"{debian}/dev" else ()
-    )
+    copy_debian(unpack_debian("device", DEVICE_RELEASE, DEVICE_PACKAGES, "arm64"), root)
     for name in ("mnt", "proc", "sys", "tmp"):
         (root / name).mkdir(exist_ok=True)
     device = ArmDevice(root, qemu)
@@ -82,19 +77,3 @@ def create_device() -> ArmDevice:
         pytest.skip(f"needs Linux 6.7 or later with binfmt_misc and user namespaces: {tried.stderr.strip()}")
     assert tried.stdout == "aarch64\n", tried.stderr
     return device
-
-
-def _unpack(name: str, release: str, packages: Sequence[str], *options: str) -> Path:
-    """Unpack packages of Debian, and what they need, into a folder; once for all runs."""
-    folder = FOLDER / name
-    if not folder.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        unfinished = FOLDER / f".{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        merged = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
-        command = ["mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(packages)}", merged, *options]
-        done = subprocess.run([*command, release, unfinished], capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.skip(f"Debian's packages cannot be unpacked: {done.stderr.strip().splitlines()[-1]}")
-        unfinished.rename(folder)
-    return folder

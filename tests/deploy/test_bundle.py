@@ -146,6 +146,16 @@ def test_without_an_index_the_reason_is_one_line_and_an_existing_bundle_stays(bu
     assert (tmp_path / "x.clfb").read_text() == "old"
 
 
+@pytest.mark.parametrize(("output", "error"), [(".", IsADirectoryError), ("none/x.clfb", FileNotFoundError)])
+def test_an_output_that_cannot_be_a_file_is_refused_before_anything_is_downloaded(
+    output, error, signed, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(build, "_collect_wheels", lambda *_: pytest.fail("the wheels are collected"))
+    with pytest.raises(error) as raised:
+        build_bundle(options_of(signed.parent), tmp_path / output)
+    assert Path(raised.value.filename) == tmp_path / output
+
+
 def test_versions_that_do_not_exist_are_reported_in_one_line(tmp_path):
     (tmp_path / "wanted.txt").write_text("numpy<1\n")
     own = write_own_wheel(tmp_path)

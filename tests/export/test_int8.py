@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+from quantizing import IMAGENET, PIXELS, Pooling, export_onnx, quantize
 from torch import nn
 
 from clf_export.callbacks import IgnoreCallbacks
@@ -35,11 +36,8 @@ from clf_export.quantize.search import QuantizationSearch
 from clf_export.quantize.trial import format_trials
 from clf_export.reference_split import SearchImages, find_test_split
 from clf_runtime.errors import InvalidModelError
-from clf_runtime.spec import ModelSpec, Normalize, Preprocess
+from clf_runtime.spec import Normalize
 from clf_train.models.saved import load_saved_model
-
-IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 32, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +64,6 @@ class Depthwise(nn.Sequential):
             *(nn.Conv2d(3, 16, 3, 2), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU6(), nn.Conv2d(16, 32, 1)),
             *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2)),
         )
-
-
-def export_onnx(network: nn.Module, normalize: Normalize) -> bytes:
-    preprocess = Preprocess("RGB", 24, 32, "crop", 1.0, "bilinear", (255, 255, 255))
-    spec = ModelSpec("network", ("a", "b"), preprocess, normalize, temperature=1.0, metrics=None, provenance=None)
-    return onnx_from_program(program_from_model(ExportModule(network.eval(), spec).eval(), spec))
-
-
-def quantize(fused: onnx.ModelProto, config: QuantizationConfig, pixels=PIXELS) -> onnx.ModelProto:
-    """Quantize a float32 graph as the search does, with the first calibration."""
-    graph = fused
-    if config.operators != "weights":
-        graph = rewrite_for_quantization(fused, takes_pixels=config.ends == "int8")
-    ranges = Calibration(rewrite_for_quantization(fused), pixels).ranges("minmax")
-    return onnx.ModelProto.FromString(int8_from_onnx(graph, config, ranges, measure_input_means(graph, pixels)))
 
 
 def integers_of(proto: onnx.ModelProto) -> list[np.ndarray]:
@@ -204,19 +187,6 @@ def test_the_scales_of_channels_are_those_of_onnxruntimes_quantizer(graph, split
         with monkeypatch.context() as patch:
             patch.setattr(int8_module, "_scales_per_channel", lambda graph: {})
             assert quantize(fused, config, pixels) == quantized
-
-
-class Pooling(nn.Module):
-    """A convolution of colors, and a mean over height and width that keeps these axes, or does not."""
-
-    def __init__(self, pads, keepdim):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, padding=pads)
-        self.fc = nn.Linear(4, 2)
-        self.keepdim = keepdim
-
-    def forward(self, images):
-        return self.fc(torch.relu(self.conv(images)).mean((2, 3), keepdim=self.keepdim).flatten(1))
 
 
 @pytest.mark.parametrize("keepdim", [True, False])

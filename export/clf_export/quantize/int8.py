@@ -29,6 +29,7 @@ from clf_export.quantize.graph import (
     topological_sort,
     weights_of,
 )
+from clf_export.quantize.rounding import keep_sums_from_ties
 from clf_export.quiet import quiet
 
 _LAYERS = frozenset(("Conv", "Gemm", "MatMul"))
@@ -96,6 +97,7 @@ def int8_from_onnx(
     if config.operators == "weights":
         return _store_weights_as_int8(copied)
     quantized = topological_sort(_quantize(copied, config, ranges))
+    keep_sums_from_ties(quantized.graph)
     correct_biases(quantized.graph, model.graph, means)
     del quantized.graph.value_info[:]
     del quantized.metadata_props[:]

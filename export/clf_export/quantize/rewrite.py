@@ -17,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from clf_export.exporters.module import INPUT
 from clf_export.quantize.graph import constants_of
+from clf_export.quantize.rounding import round_for_exact_sums
 
 # A quantized convolution pads all channels with the same pixel value. So far, in standard deviations, may that value be
 # from a channel's mean: ImageNet's channels differ by up to 0.22, which moves the logits of a ResNet-18 by a sixteenth
@@ -30,16 +31,15 @@ def rewrite_for_quantization(model: onnx.ModelProto, takes_pixels: bool = True) 
 
     Args:
         model: the graph, which is not changed.
-        takes_pixels: whether the first convolution takes the pixels themselves. One that is to stay in float32 must
-            not, or onnxruntime quantizes it all the same.
+        takes_pixels: whether the first convolution takes the pixels as integers. One that is to stay in float32 must
+            not, or onnxruntime quantizes it all the same; it takes them as whole numbers in float32.
     """
     rewritten = onnx.ModelProto()
     rewritten.CopyFrom(model)
     images = _four_axis_tensors(model)
     del rewritten.graph.value_info[:]
     _use_global_average_pool(rewritten.graph, images)
-    if takes_pixels:
-        _take_pixels(rewritten.graph)
+    _take_pixels(rewritten.graph, as_integers=takes_pixels)
     return rewritten
 
 
@@ -82,12 +82,12 @@ class _FirstLayers:
     conv: onnx.NodeProto
 
 
-def _take_pixels(graph: onnx.GraphProto) -> None:
+def _take_pixels(graph: onnx.GraphProto, *, as_integers: bool) -> None:
     """Fold the normalization into the first convolution, which then takes the pixels as the integers that they are.
 
     Of (x - offset) * factor, the factor goes into the weights and the offset into the bias, except for the integer
     nearest to the mean offset: DequantizeLinear computes x - zero from pixels anyway. Where the first layer is another
-    one, or pads with what is too far from the mean, the graph stays as it is.
+    one, or pads with what is too far from the mean, the graph stays as it is. In float32, the sums become exact.
     """
     constants = constants_of(graph)
     first = _find_first_layers(graph)
@@ -103,17 +103,32 @@ def _take_pixels(graph: onnx.GraphProto) -> None:
     bias = (weights * (zero - offset)).sum(axis=(1, 2, 3))
     if len(first.conv.input) > 2:
         bias += constants[first.conv.input[2]]
+    if not as_integers:
+        weights, bias = round_for_exact_sums(weights, bias)
     values = {
         f"{first.conv.name}_weight": weights.astype(np.float32),
         f"{first.conv.name}_bias": bias.astype(np.float32),
         f"{first.cast.name}_scale": np.array(1, np.float32),
-        f"{first.cast.name}_zero": np.array(zero, np.uint8),
+        f"{first.cast.name}_zero": np.array(zero, np.uint8 if as_integers else np.float32),
     }
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
-    _connect_pixels(graph, first, list(values))
+    if as_integers:
+        _connect_integers(graph, first, list(values))
+    else:
+        _connect_floats(graph, first, list(values))
 
 
-def _connect_pixels(graph: onnx.GraphProto, first: _FirstLayers, names: list[str]) -> None:
+def _connect_floats(graph: onnx.GraphProto, first: _FirstLayers, names: list[str]) -> None:
+    """Connect input, Cast, Transpose, Sub and Conv; `names` are those of weight, bias, scale and zero point."""
+    weight, bias, _, zero = names
+    del first.conv.input[1:]
+    first.conv.input.extend([weight, bias])
+    first.sub.input[1] = zero
+    first.sub.output[0] = first.conv.input[0]
+    _replace_nodes(graph, [node for node in graph.node if node.name != first.mul.name])
+
+
+def _connect_integers(graph: onnx.GraphProto, first: _FirstLayers, names: list[str]) -> None:
     """Connect input, Transpose, DequantizeLinear and Conv; `names` are those of weight, bias, scale and zero point."""
     weight, bias, scale, zero = names
     del first.conv.input[1:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -67,6 +69,7 @@ def build_bundle(options: BundleOptions, output: Path) -> Manifest:
         MachineError: uv or pip is missing or fails, or no onnxruntime for the platform reads the model.
         OSError: A file cannot be read or written; an existing bundle is unchanged.
     """
+    _check_output(output)  # not after the minutes that the wheels may take
     model = onnx_file.read(options.model)
     with tempfile.TemporaryDirectory(prefix="clf-bundle-") as name:
         folder = Path(name)
@@ -89,6 +92,14 @@ def build_bundle(options: BundleOptions, output: Path) -> Manifest:
         with atomic_path(output) as temporary:
             write_archive(temporary, manifest, folder)
     return manifest
+
+
+def _check_output(output: Path) -> None:
+    """Raise OSError if no file can be put there."""
+    if output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(output))
+    if not output.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(output))
 
 
 def _collect_wheels(options: BundleOptions, folder: Path) -> list[Wheel]:

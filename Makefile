@@ -81,7 +81,7 @@ test-portable: setup
 	pytest tests/runtime tests/train/test_train_cli.py tests/train/test_loading.py
 
 # clf-batch while workers, machines, drivers and the object store fail, and the example for Spark (which needs a JVM:
-# apt-get install default-jre-headless): 15 minutes.
+# apt-get install default-jre-headless): 5 to 15 minutes.
 test-batch: export OMP_NUM_THREADS = 1
 test-batch: setup
 	uv pip install --quiet --python $(VENV)/bin/python s3fs "moto[server]" "ray[client]" pyspark "pandas<3"

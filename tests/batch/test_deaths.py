@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,6 @@ def test_errors_of_workers_reach_the_driver_as_they_are(cluster, options, sample
         run(options(samples[0], address=cluster.address, device="cuda"), SILENT)
     assert signal.getsignal(signal.SIGTERM) is before
     put = pool.ray.put
-    monkeypatch.setattr(pool.ray, "put", lambda content: put(content[:-1]))
+    monkeypatch.setattr(pool.ray, "put", lambda files: put(replace(files, content=files.content[:-1])))
     with pytest.raises(InvalidModelError, match="not an ONNX file"):
         run(options(samples[0], address=cluster.address, output=str(tmp_path / "other")), SILENT)

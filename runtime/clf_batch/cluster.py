@@ -11,6 +11,7 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from clf_batch.options import ClusterOptions
 from clf_runtime.errors import MachineError
@@ -18,6 +19,9 @@ from clf_runtime.errors import MachineError
 LOCAL, AUTO = "local", "auto"
 _CLIENT = "ray://"
 _CONNECT_S = 10.0
+# Ray's server for ray:// forks a process per connection, which sometimes hangs (2 of 7 times with Ray 2.60.0).
+_ATTEMPTS = 3
+_LOST_PROCESS = "Initialization failure from server"
 _OBJECT_STORE_BYTES = 256 << 20  # the model and names; images never pass through it
 
 # Nothing is sent anywhere, no folder is uploaded to the workers, and nothing is printed between our lines.
@@ -48,24 +52,31 @@ def connected(options: ClusterOptions, model_bytes: int) -> Iterator[None]:
     _check_reachable(options.address)
     with _keeping_signals(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they say is in the error
-        try:
-            if options.address == LOCAL:
-                ray.init(
-                    address=LOCAL,
-                    num_cpus=options.cores,
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES + 2 * model_bytes,
-                    log_to_driver=False,
-                    logging_level=logging.CRITICAL,
-                )
-            else:
-                ray.init(address=options.address, log_to_driver=False, logging_level=logging.CRITICAL)
-        except Exception as error:  # Ray raises a bare Exception if a machine is too slow to start it
-            raise MachineError(f"--address {options.address}: {_reason(error)}") from None
+        _initialize(options, model_bytes)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _initialize(options: ClusterOptions, model_bytes: int) -> None:
+    """Start Ray or connect to it. Raises MachineError."""
+    import ray
+
+    here: dict[str, Any] = {
+        "num_cpus": options.cores,
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES + 2 * model_bytes,
+    }
+    arguments = here if options.address == LOCAL else {}
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            ray.init(options.address, log_to_driver=False, logging_level=logging.CRITICAL, **arguments)
+            return
+        except Exception as error:  # Ray raises a bare Exception if a machine is too slow to start it
+            if not attempts_left or _LOST_PROCESS not in str(error):
+                raise MachineError(f"--address {options.address}: {_reason(error)}") from None
+            ray.shutdown()
 
 
 def _check_reachable(address: str) -> None:

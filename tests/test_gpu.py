@@ -59,9 +59,10 @@ def test_auto_uses_the_gpu_and_the_doctor_finds_nothing_wrong(device, artifacts,
     assert done.returncode == 0, done.stdout
 
 
-def test_a_new_batch_size_takes_no_search_for_algorithms(device, artifacts, digits):
+def test_clf_eval_runs_on_the_gpu(device, artifacts, digits):
     done = run_on(device, "clf-eval", artifacts / "model.fp16.onnx", "--data", digits, "--device", "cuda")
     assert done.returncode == 0, done.stderr
+    assert "CUDAExecutionProvider" in done.stdout
 
 
 @pytest.mark.parametrize("model", ["small-resnet", "resnet18"])

@@ -1,4 +1,4 @@
-"""Who is told that the service is ready, alive and stopping: systemd, or the process that supervises this one."""
+"""Reports that the service is ready, alive or stopping: to systemd, or to the process that supervises this one."""
 
 from __future__ import annotations
 

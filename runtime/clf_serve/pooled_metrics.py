@@ -1,7 +1,7 @@
 """The metrics of several processes as one: whichever answers, `/metrics` shows the sum.
 
-Each process publishes its metrics every second, and before it shows any. A replaced process goes on with the counters
-of the one before it. So no counter that was shown ever gets smaller.
+Each process publishes its metrics every second, and before it shows any. A replaced process continues the counters of
+the one before it. So no counter that was shown ever gets smaller.
 """
 
 from __future__ import annotations

@@ -139,6 +139,10 @@ def _read_tar(archive: TarArchive, place: str, max_bytes: int) -> Iterator[Image
                     continue
                 content = members.extractfile(member)
                 yield ImageSource(name, (content.read() if content else b"") or _empty())
+            # tarfile ends without an error where the rest of the members is missing.
+            stream: Any = members.fileobj
+            if stream.tell() == members.offset:
+                raise tarfile.ReadError(f"it ends at byte {members.offset:,} without an end mark")
     except (tarfile.TarError, EOFError) as error:
         yield ImageSource(archive.name, ImageError("damaged", f"no complete tar archive ({error})"))
 

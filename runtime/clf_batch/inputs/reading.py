@@ -64,8 +64,8 @@ def _read_unit(unit: Unit, folder: str, max_bytes: int) -> Iterator[ImageSource]
             yield from read
         except OSError as error:
             yield ImageSource(name, image_error_from_os_error(error))
-        except DataError as error:
-            yield ImageSource(name, ImageError("damaged", str(error)))
+        except (DataError, ValueError, IndexError, OverflowError) as error:  # damage that pyarrow finds late, or never
+            yield ImageSource(name, ImageError("damaged", " ".join(str(error).split())))
 
 
 def _read_urls(urls: Sequence[str], max_bytes: int) -> Iterator[ImageSource]:

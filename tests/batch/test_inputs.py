@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import random
 import shutil
 import tarfile
+from collections import Counter
 from itertools import count
 from pathlib import Path
 
@@ -15,6 +19,7 @@ fsspec = pytest.importorskip("fsspec")
 from pyarrow import parquet  # noqa: E402
 
 from clf_batch.ahead import read_ahead  # noqa: E402
+from clf_batch.inputs import reading  # noqa: E402
 from clf_batch.inputs.find import find_units  # noqa: E402
 from clf_batch.inputs.reading import read_images  # noqa: E402
 from clf_batch.inputs.units import ImageFile, TableRows, TarArchive, Unusable  # noqa: E402
@@ -120,6 +125,48 @@ def test_a_parquet_file_has_paths_or_bytes(tmp_path, samples):
     (tmp_path / "no.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match="is not a valid Parquet file"):
         units(tmp_path / "no.parquet")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_damage_of_a_parquet_file_is_reported(tmp_path):
+    """In a process of its own, because pyarrow may end it when it reads damaged pages."""
+    path = tmp_path / "table.parquet"
+    table = pa.table({"bytes": [bytes([n]) * 50 for n in range(40)], "name": [f"{n}.png" for n in range(40)]})
+    parquet.write_table(table, path, row_group_size=10)
+    whole = path.read_bytes()
+    generator = random.Random(1)
+    outcomes = Counter()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(generator.randint(1, 3)):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        child = os.fork()
+        if not child:
+            try:
+                contents = [*read(units(path)).values()]
+                code = 1 if any(isinstance(content, ImageError) for content in contents) else 0
+            except DataError:
+                code = 2
+            except BaseException:
+                code = 3
+            os._exit(code)
+        outcomes[os.waitpid(child, 0)[1]] += 1
+    assert outcomes.keys() == {0, 1 << 8, 2 << 8}, outcomes  # unnoticed, or in a row group, or in the whole file
+
+
+def test_a_failing_disk_is_not_called_damage(tmp_path, monkeypatch):
+    path = tmp_path / "table.parquet"
+    parquet.write_table(pa.table({"bytes": [b"x"]}), path)
+
+    class FailingFile(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    found = units(path)
+    monkeypatch.setattr(reading, "open_file", FailingFile)
+    (content,) = read(found).values()
+    assert (content.kind, str(content)) == ("unreadable", "input/output error")
 
 
 def test_a_tar_archive_is_read_on_the_worker(tmp_path, samples):

@@ -12,10 +12,11 @@ from typing import Any
 
 from clf_batch.ahead import read_ahead
 from clf_batch.inputs.remote import file_system, image_error, is_url
-from clf_batch.inputs.tables import open_file, open_parquet
+from clf_batch.inputs.tables import open_file
 from clf_batch.inputs.units import ImageFile, TableRows, TarArchive, Unit, Unusable
 from clf_runtime.errors import ClfError, DataError, ImageError, MachineError
 from clf_runtime.image_files import SUFFIXES, image_error_from_os_error
+from clf_runtime.labeled.parquet import open_parquet
 from clf_runtime.sources import ImageSource
 
 _OBJECTS_AT_ONCE = 32
@@ -64,7 +65,7 @@ def _read_unit(unit: Unit, folder: str, max_bytes: int) -> Iterator[ImageSource]
             yield from read
         except OSError as error:
             yield ImageSource(name, image_error_from_os_error(error))
-        except (DataError, ValueError, IndexError, OverflowError) as error:  # damage that pyarrow finds late, or never
+        except DataError as error:
             yield ImageSource(name, ImageError("damaged", " ".join(str(error).split())))
 
 
@@ -155,8 +156,7 @@ def _read_rows(unit: TableRows, place: str) -> Iterator[ImageSource]:
     """Yield the images of a row group."""
     row = unit.first
     columns = [unit.column, *([unit.name_column] if unit.name_column else [])]
-    with open_file(place) as file:
-        content = open_parquet(unit.table, file)
+    with open_file(place) as file, open_parquet(unit.table, file) as content:
         batches = content.iter_batches(_ROWS_AT_ONCE, row_groups=[unit.row_group], columns=columns)
         for cells in chain.from_iterable(batch.to_pylist() for batch in batches):
             value: Any = cells[unit.column]

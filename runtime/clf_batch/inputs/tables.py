@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from clf_batch.inputs.remote import is_url, open_url
 from clf_batch.inputs.units import ImageFile, TableRows, Unit, Unusable
 from clf_runtime.errors import DataError
-from clf_runtime.labeled.parquet import BYTES_COLUMNS, find_bytes_columns
+from clf_runtime.labeled.parquet import BYTES_COLUMNS, find_bytes_columns, open_parquet
 from clf_runtime.labeled.table import IMAGE_COLUMNS
 
 _DELIMITERS = ",;\t|"
@@ -47,8 +47,7 @@ def find_in_parquet(table: str, column: str | None) -> Iterator[Unit]:
         DataError: It is no Parquet file, or has no such column.
         OSError: It cannot be read.
     """
-    with open_file(table) as file:
-        content = open_parquet(table, file)
+    with open_file(table) as file, open_parquet(table, file) as content:
         schema = content.schema_arrow
         binary = find_bytes_columns(schema)
         name = schema.names[_find(table, schema.names, column, BYTES_COLUMNS if binary else IMAGE_COLUMNS, binary)]
@@ -60,18 +59,6 @@ def find_in_parquet(table: str, column: str | None) -> Iterator[Unit]:
             for value in batch.column(0).to_pylist():
                 row += 1
                 yield _image(table, str(value or ""), f"row {row}")
-
-
-def open_parquet(table: str, file: BinaryIO) -> Any:
-    """Open a Parquet file. Raises DataError."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        return parquet.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{table}: is not a valid Parquet file ({reason}); write it again") from None
 
 
 def open_file(name: str) -> BinaryIO:

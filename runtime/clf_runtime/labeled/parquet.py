@@ -61,11 +61,12 @@ def read_parquet(path: Path, columns: Columns) -> Manifest:
 
 @contextmanager
 def open_parquet(name: str, file: IO[bytes]) -> Iterator[Any]:
-    """Open a Parquet file as pyarrow's ParquetFile; errors of reading it are of this function, too.
+    """Open a Parquet file as pyarrow's ParquetFile; what is wrong with its content is a DataError until it is closed.
 
     Raises:
         DataError: It is not valid.
         MachineError: pyarrow is not installed.
+        OSError: It cannot be read.
     """
     try:
         import pyarrow
@@ -81,6 +82,8 @@ def open_parquet(name: str, file: IO[bytes]) -> Iterator[Any]:
         raise  # some are ValueErrors
     # Damage that pyarrow does not look for shows when texts become Python's, or in numbers that are too large.
     except (pyarrow.ArrowException, OSError, ValueError, IndexError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file's own read; pyarrow's OSErrors, which are about the content, have no number
         reason = " ".join(str(error).split())
         raise DataError(f"{name}: is not a valid Parquet file ({reason}); write it again") from None
 

@@ -184,7 +184,9 @@ def test_where_the_table_cannot_be_printed_the_file_is_finished_and_nothing_else
     assert "model.onnx" in names(finished)
 
 
-@pytest.mark.parametrize("moment", ["running PyTorch", "exporting artifacts/model.onnx"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("running PyTorch", marks=pytest.mark.slow), "exporting artifacts/model.onnx"]
+)
 def test_ctrl_c_leaves_no_file(finished, tmp_path, moment):
     before = names(finished)
     with subprocess.Popen([BIN / "clf-export"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
@@ -197,7 +199,9 @@ def test_ctrl_c_leaves_no_file(finished, tmp_path, moment):
     assert names(finished) == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_interrupted_in_a_later_file_the_earlier_one_keeps_its_record_and_is_in_the_table(
     finished, tmp_path, number, code
 ):

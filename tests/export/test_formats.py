@@ -123,7 +123,7 @@ def import_network(command, tmp_path):
             "Attentive",
             "Attention: needs opset 23, and onnxruntime 1.23 is the first to read it; use --min-runtime 1.23",
         ),
-        ("Bessel", "bessel_j0: torch "),
+        pytest.param("Bessel", "bessel_j0: torch ", marks=pytest.mark.slow),
         ("Branching", "torch.export cannot trace it for a dynamic batch size: Could not guard"),
     ],
 )

@@ -107,6 +107,7 @@ def test_two_processes_share_shards_and_see_every_image_once(tmp_path, command, 
     assert load_saved_model(tmp_path / "artifacts").spec.metrics.images == 13
 
 
+@pytest.mark.slow
 def test_after_a_process_is_killed_torchrun_restarts_all_and_they_resume_from_the_checkpoint(tmp_path):
     options = ("--model", "tiny-convnet", "--epochs", "6")
     arguments = [*TORCHRUN, "--max-restarts", "1", BIN / "clf-train", *options]

@@ -58,7 +58,7 @@ test-arm: setup
 	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_arm.py
 
 # A bundle on emulated machines, x86-64 and 64-bit Arm, that boot Debian with systemd, as root
-# (apt-get install mmdebstrap e2fsprogs qemu-system-x86 qemu-system-arm): half an hour.
+# (apt-get install mmdebstrap e2fsprogs qemu-system-x86 qemu-system-arm): a quarter of an hour.
 test-boot: export OMP_NUM_THREADS = 1
 test-boot: setup
 	pytest -m slow -n 0 -s -o faulthandler_timeout=7200 tests/test_boot.py

@@ -18,7 +18,7 @@ from booting import PLATFORMS, BootedMachine, booted
 from conftest import ROOT, run_command
 from debian import DEVICE_PYTHON
 from onnx import helper
-from rewriting import rewritten, with_serial
+from rewriting import insert_before_logits, rewritten, with_serial
 
 from clf_deploy.signing.sign import Signer, create_key
 
@@ -51,24 +51,17 @@ def hungry(model: Path, target: Path) -> Path:
     """Copy a model that gives the same answers, but fills a tensor of _HUNGRY_BYTES for each of its batches."""
     loaded = onnx.load(model)
     graph = loaded.graph
-    (layer,) = (node for node in graph.node if "logits" in node.output)
-    layer.output[0] = "logits_alone"
     size = onnx.numpy_helper.from_array(np.array([_HUNGRY_BYTES // 4]), "hungry_size")
     # The size follows from the image, or onnxruntime would compute all this once, when it opens the file.
-    nodes = [
+    graph.initializer.append(size)
+    insert_before_logits(
+        graph,
         helper.make_node("Shape", [graph.input[0].name], ["hungry_shape"], start=3, end=4),
         helper.make_node("Div", ["hungry_shape", "hungry_shape"], ["hungry_one"]),
         helper.make_node("Mul", ["hungry_one", "hungry_size"], ["hungry_all"]),
         helper.make_node("ConstantOfShape", ["hungry_all"], ["hungry_zeros"]),
-        helper.make_node("ReduceMax", ["hungry_zeros"], ["hungry_zero"], keepdims=0),
-        helper.make_node("Add", ["logits_alone", "hungry_zero"], ["logits"]),
-    ]
-    graph.initializer.append(size)
-    at = list(graph.node).index(layer) + 1
-    following = list(graph.node)[at:]
-    del graph.node[at:]
-    graph.node.extend([*nodes, *following])
-    del graph.value_info[:]
+        helper.make_node("ReduceMax", ["hungry_zeros"], ["zero"], keepdims=0),
+    )
     assert loaded.opset_import[0].version >= 15
     onnx.save(loaded, target)
     return rewritten(target, target)

@@ -97,40 +97,43 @@ class Session:
         """Return logits and probabilities, float32 (N, classes), for uint8 (N, height, width, channels).
 
         Raises:
-            MachineError: The device fails, for example because the batch is too large for its memory.
+            MachineError: The device fails, for example because the batch is too large for its memory, or the graph
+                has an operator that cannot compute these images.
         """
         try:
             return _run(self._session, pixels)
-        except _DeviceFailure as error:
+        except _RunFailure as error:
+            other = "" if self.provider == CPU else ", or --device cpu"
             raise MachineError(
-                f"{self.provider} failed on a batch of {len(pixels)}: {error}; "
-                "try a smaller --batch-size, or --device cpu"
+                f"{self.provider} failed on a batch of {len(pixels)}: {error}; try a smaller --batch-size{other}"
             ) from None
 
     def _try_blank_image(self) -> None:
         """Raise MachineError if the device cannot run the graph."""
         try:
             _run(self._session, np.zeros((1, *self.image_shape), np.uint8))
-        except _DeviceFailure as error:
+        except _RunFailure as error:
             provider = self._session.get_providers()[0]
             raise MachineError(f"{provider} starts, but fails on the first image: {error}") from None
 
 
-class _DeviceFailure(Exception):
-    """A device failed; the message is onnxruntime's reason, in one line."""
+class _RunFailure(Exception):
+    """A device failed, or the graph on it; the message is onnxruntime's reason, in one line."""
 
 
 # onnxruntime's classes for what is neither an invalid argument nor a bug.
-_DEVICE_ERRORS = frozenset(("EPFail", "Fail", "RuntimeException"))
+_RUN_ERRORS = frozenset(("EPFail", "Fail", "RuntimeException"))
+# An operator may call what it computes from an argument invalid, such as an index.
+_WITHIN_THE_GRAPH = "while running"
 
 
 def _run(session: Any, pixels: UInt8Array) -> tuple[Float32Array, Float32Array]:
     try:
         logits, probabilities = session.run(["logits", "probabilities"], {"image": pixels})
     except Exception as error:  # onnxruntime's own classes have no common base
-        if type(error).__name__ not in _DEVICE_ERRORS:
+        if type(error).__name__ not in _RUN_ERRORS and _WITHIN_THE_GRAPH not in str(error):
             raise
-        raise _DeviceFailure(" ".join(str(error).split())) from None
+        raise _RunFailure(" ".join(str(error).split())) from None
     return logits, probabilities
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rewriting import rewritten, with_serial
+from PIL import Image
+from rewriting import failing_on_white, rewritten, with_serial
 from serving import serving
 
 from clf_deploy.cli import command as group
@@ -49,6 +51,13 @@ def broken(model, tmp_path_factory) -> Path:
     test = SelfTest.from_json(onnx_file.read(model).metadata[SELFTEST_KEY], "")
     shifted = tuple(replace(case, logits=case.logits[::-1]) for case in test.cases)
     return rewritten(path, folder / "broken.onnx", **{SELFTEST_KEY: SelfTest(1e-4, shifted).to_json()})
+
+
+@pytest.fixture(scope="session")
+def failing(model, tmp_path_factory) -> Path:
+    """A model with serial 9 that gives the same answers, but ends with an error for a batch of white images."""
+    folder = tmp_path_factory.mktemp("failing")
+    return with_serial(failing_on_white(model, folder / "failing.onnx"), folder / "9.onnx", 9)
 
 
 def put(store: Store, model: Path, **options: object) -> str:
@@ -356,6 +365,29 @@ def test_a_service_reloads_what_is_installed_and_leaves_what_fails(store, models
     with serving(path, "--threads", 1) as running:
         assert onnx_file.read(models[2]).sha256.encode() in running.request("/readyz").body
     assert store.current == new != old
+
+
+def test_a_service_leaves_a_version_that_fails_more_often_than_the_one_before(store, models, failing, samples):
+    path = store.folder / "current/model.onnx"
+    old = put(store, models[1])
+    white = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(white, "PNG")
+    with serving(path, "--threads", 1) as running:
+        assert running.request("/v1/classify", white.getvalue()).status == 200
+        new = put(store, failing, probation_s=600.0)
+        running.wait_until(lambda: running.metric('clf_reloads_total{outcome="loaded"}') == 1)
+        for count in range(MIN_FAILURES):
+            assert store.current == new, count
+            assert running.request("/v1/classify", samples[0].read_bytes()).status == 200
+            status, message = running.request("/v1/classify", white.getvalue()).error
+            assert status == 503, message
+        running.wait_until(lambda: store.current == old)
+        running.wait_until(lambda: running.metric('clf_reloads_total{outcome="loaded"}') == 2)
+        assert running.request("/v1/classify", white.getvalue()).status == 200
+    (line,) = (line for line in running.lines if "failed its probation" in line)
+    assert f"{new} failed its probation (50% of its batches failed, 0% before); {old} runs again" in line
+    with pytest.raises(DataError, match="failed on this machine before"):
+        put(store, failing)
 
 
 def test_a_service_counts_its_crashes(store, models, on_probation):

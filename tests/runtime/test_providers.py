@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 from conftest import ROOT, create_environment
 from installing import installed
-from rewriting import rewritten
+from PIL import Image
+from rewriting import failing_on_white, rewritten
 
 from clf_runtime import Classifier, InvalidModelError, MachineError, libraries, session
 from clf_runtime.errors import UsageError
@@ -444,8 +445,18 @@ def test_a_device_that_fails_on_a_batch_is_an_error_in_one_line(model):
         pytest.skip("this system has no such limit of a process's memory")
     message = run_python(code).stdout
     assert message.startswith("CPUExecutionProvider failed on a batch of 60000: ")
-    assert message.endswith("; try a smaller --batch-size, or --device cpu\n")
+    assert message.endswith("; try a smaller --batch-size\n")
     assert message.count("\n") == 1
+
+
+def test_a_graph_that_fails_for_some_images_is_an_error_in_one_line(command, model, samples, tmp_path):
+    failing_on_white(model, tmp_path / "model.onnx")
+    Image.new("L", (8, 8), 255).save(tmp_path / "white.png")
+    assert command("clf-run", "--model", "model.onnx", samples[0]).code == 0
+    done = command("clf-run", "--model", "model.onnx", "white.png")
+    assert (done.code, done.out) == (4, "")
+    assert "CPUExecutionProvider failed on a batch of 1: " in done.error
+    assert "Gather node" in done.error
 
 
 def test_pixels_of_another_shape_are_an_error_of_the_caller(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,20 +15,23 @@ from clf_runtime.errors import MachineError
 from clf_runtime.spec import Normalize, Preprocess
 from clf_train.auto import choose_start
 from clf_train.config import DataSource, InputOptions, TrainConfig
-from clf_train.data.augment import augment, draw_augmentation
+from clf_train.data.augment import augment, choose_view, draw_augmentation
 from clf_train.data.cache import full_shard
 from clf_train.data.dataset import FileImageSet, ImageRoot
 from clf_train.data.folder import ImageProperties, survey_images
 from clf_train.engine import transfer
-from clf_train.engine.budget import DEPTHS, fit_to_budget, restore_recipe
+from clf_train.engine import views as views_module
+from clf_train.engine.budget import ViewPace, fit_to_budget, restore_recipe
+from clf_train.engine.evaluate import Predictor, gather_logits, normalize_images
 from clf_train.engine.features import ImageFeatures
 from clf_train.engine.probe import fit_probe
 from clf_train.engine.trainer import Trainer, TrainerOptions
 from clf_train.engine.transfer import ProbeStart
+from clf_train.engine.views import FixedViews, ViewRecorder, create_recorder
 from clf_train.models.efficientnet_lite import efficientnet_lite0
 from clf_train.models.transfer import FeatureExtractor, FrozenBlocks, TrainedBlocks
 from clf_train.progress import Progress
-from clf_train.recipe import Recipe, choose_transfer_recipe
+from clf_train.recipe import Recipe, choose_transfer_recipe, train_last_block
 from clf_train.training import train
 
 PHOTOS = ImageProperties(256, "RGB", is_photo=True)
@@ -131,7 +135,9 @@ def test_inference_without_padded_copies_computes_the_same_at_any_size(shape):
     network = efficientnet_lite0(shape, 3).eval()
     images = torch.rand(2, 3, *shape[:2])
     with torch.no_grad():
-        assert torch.allclose(FeatureExtractor(network)(images), network.compute_features(images), atol=1e-5)
+        assert torch.allclose(
+            FeatureExtractor(network)(images), network.compute_features(network.run_stem(images), 0), atol=1e-5
+        )
 
 
 def test_features_that_do_not_fit_into_memory_are_one_line(network, monkeypatch):
@@ -174,24 +180,34 @@ def test_a_random_crop_shows_a_part_of_the_image():
     assert {int(sign) for sign in spans.sign()} == {-1, 1}
 
 
-def test_the_budget_chooses_the_deepest_training_with_enough_epochs():
-    deep, shallow = DEPTHS
-    recipe = replace(RECIPE, first_block=deep.first_block, epochs=6)
-    chosen = fit_to_budget(recipe, 10, 40)
-    assert (chosen.first_block, chosen.epochs) == (deep.first_block, 4)
-    assert fit_to_budget(recipe, 10, 8).first_block == shallow.first_block
-    assert fit_to_budget(recipe, 10, 0.1).epochs == 0
-    assert fit_to_budget(recipe, 10, -5).epochs == 0
-    assert fit_to_budget(recipe, 10, 1e6).epochs == recipe.epochs
-    on_gpu = fit_to_budget(replace(recipe, first_block=0), 10, 1e6)
-    assert (on_gpu.first_block, on_gpu.epochs) == (0, recipe.epochs)
-    plain = Recipe(epochs=8, batch_size=8, learning_rate=0.1)
-    assert fit_to_budget(plain, 10, 25).epochs == 2.5
-    assert fit_to_budget(plain, 10, -1).epochs == 0.1
+def test_the_budget_chooses_the_recipe_with_enough_epochs():
+    recipe = replace(RECIPE, first_block=9, epochs=6)
+
+    def fit(seconds: float, view_pace: ViewPace | None) -> tuple[int | None, int, float]:
+        chosen = fit_to_budget(recipe, 10, seconds, view_pace)
+        return chosen.first_block, chosen.views, chosen.epochs
+
+    pace = ViewPace(epoch_s=1, view_s=5)
+    assert fit(50, pace) == (9, 0, 5)
+    assert fit(1e6, pace) == (9, 0, 6)
+    assert fit(49, pace) == (-1, 2, 6)
+    assert fit(5 + 4, pace) == (-1, 2, 4)
+    assert fit(5 + 3, pace) == (-1, 1, 6)
+    assert fit(1.5, pace) == (-1, 1, 1.5)
+    assert fit(1.4, pace)[2] == fit(-5, pace)[2] == 0
+    assert fit(20, None) == (9, 0, 2)
+    assert fit(0.1, None)[2] == fit(-5, None)[2] == 0
+    assert fit_to_budget(replace(recipe, epochs=1), 10, 11, pace).first_block == 9
+    from_scratch = Recipe(epochs=8, batch_size=8, learning_rate=0.1)
+    assert fit_to_budget(from_scratch, 10, 25).epochs == 2.5
+    assert fit_to_budget(from_scratch, 10, -1).epochs == 0.1
 
 
 def test_a_checkpoint_remembers_what_the_budget_chose():
     assert restore_recipe(RECIPE, {"epochs": "3.5", "first block": "9"}).first_block == 9
+    restored = restore_recipe(RECIPE, {"epochs": "3.5", "first block": "-1", "views": "2"})
+    assert restored == replace(train_last_block(RECIPE, 2), epochs=3.5)
+    assert restore_recipe(RECIPE, {"epochs": "3.5", "first block": "-1", "views": "999999"}) == RECIPE
     assert restore_recipe(RECIPE, {"epochs": "3.5", "first block": "None"}).epochs == 3.5
 
 
@@ -241,14 +257,67 @@ def test_a_budget_that_is_spent_leaves_the_linear_probe(photos, tmp_path, capsys
     assert "epoch" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("epochs", "is_fresh"), [(2.9, False), (3.0, True)])
-def test_only_training_of_enough_epochs_starts_from_a_fresh_head(network, epochs, is_fresh):
+@pytest.mark.parametrize(
+    ("epochs", "views", "is_fresh"), [(2.9, 0, False), (3.0, 0, True), (1.5, 1, True), (0, 1, False)]
+)
+def test_only_training_of_enough_epochs_starts_from_a_fresh_head(network, epochs, views, is_fresh):
     model, _ = create_trainer(network)
     none, head = np.empty((0, 1280), np.float32), model.copy_head()
     start = ProbeStart(ImageFeatures(none, none, none), 0.1, False, 0.0, 0.0, {}, head)
     model.set_head(torch.ones_like(head[0]), torch.ones_like(head[1]))
-    start.prepare_fine_tuning(model, epochs)
+    start.prepare_fine_tuning(model, replace(RECIPE, epochs=epochs, views=views))
     assert torch.equal(model.copy_head()[0], head[0]) == is_fresh
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_training_on_fixed_views_is_that_on_the_images(network, views):
+    """View 0 is the image as it is; and resumed training sees the same views."""
+    recipe = train_last_block(RECIPE, views)
+    random = np.random.default_rng(0)
+    shard = full_shard(random.integers(0, 255, (9, 64, 64, 3), dtype=np.uint8), np.arange(9) % 3)
+    model = efficientnet_lite0((64, 64, 3), 3).eval()
+    model.load_state_dict(network.state_dict())
+    predictor = Predictor(model, Normalize((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
+    recorder = ViewRecorder(model)
+    features, _ = gather_logits(replace(predictor, model=recorder), shard)
+    recorded = recorder.take()
+    assert np.allclose(features, model.compute_features(model.run_stem(images_of(shard)), 0).detach(), atol=1e-5)
+    computed = FixedViews(recorded, recorded)
+    computed.add(model, shard, predictor, recipe, seed=0)
+    again = FixedViews(recorded, recorded)
+    again.add(model, shard, predictor, recipe, seed=0)
+    rows, draws = torch.arange(9), draw_augmentation(9, torch.Generator().manual_seed(1))
+    selected = computed.select(rows, draws)
+    assert torch.equal(selected, again.select(rows, draws))
+    expected = FrozenBlocks(model, -1)(images_of(shard))
+    is_plain = choose_view(draws, views) == 0
+    assert is_plain.all() == (views == 1)
+    assert torch.allclose(selected[is_plain], expected[is_plain], rtol=1e-3, atol=1e-4)
+    plain = recorded.float()
+    assert [torch.equal(*pair) for pair in zip(selected, plain, strict=True)] == is_plain.tolist()
+    options = TrainerOptions(recipe, predictor.normalize, 0, torch.device("cpu"))
+    trainer = Trainer(model, shard, shard, options, computed)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    while not trainer.is_done:
+        trainer.step()
+    changed = {
+        name.rpartition(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert {name.split(".")[1] for name in changed if name.startswith("_blocks")} == {"15"}
+    assert {name for name in changed if not name.startswith("_blocks")} == {"_conv_head", "_bn1", "_fc"}
+    assert trainer.history[-1].validation_accuracy is not None
+
+
+def test_without_memory_for_the_views_none_are_kept(network, monkeypatch):
+    shard = full_shard(np.zeros((3, 64, 64, 3), np.uint8), np.arange(3))
+    loaded = SimpleNamespace(train=shard, validation=shard)
+    assert create_recorder(network, loaded, torch.device("cpu")) is not None
+    monkeypatch.setattr(views_module, "usable_memory", lambda: 1000)
+    assert create_recorder(network, loaded, torch.device("cpu")) is None
+
+
+def images_of(shard):
+    return normalize_images(torch.from_numpy(shard.pixels.array), Normalize((0.5,) * 3, (0.5,) * 3))
 
 
 def create_trainer(network):

@@ -20,9 +20,12 @@ class Recipe:
     weight_decay: float = 5e-4  # of AdamW: only of matrices and convolutions
     label_smoothing: float = 0.1
     averaging: float = 0.0  # decay of a moving average of the weights, which is the result; 0 keeps the last weights
-    # A pretrained network starts as a linear probe, and the blocks before this one stay as they are; None trains the
-    # whole network from the beginning.
+    # A pretrained network starts as a linear probe, and the blocks before this one stay as they are; a negative number
+    # counts from the last block, as an index of Python does. None trains the whole network from the beginning.
     first_block: int | None = None
+    # How many fixed views the frozen blocks see of each image, the first without augmentation: what they compute is
+    # kept. 0 augments an image anew in every epoch.
+    views: int = 0
     # Each is the end of a range around no change; every epoch draws each image's place in it anew.
     rotation: float = 0.0  # degrees
     scale: float = 0.0  # share of the size
@@ -98,6 +101,23 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess) -> Recipe:
         color_jitter=0.3,
         crop_side=preprocess.height - _STRIDE if fits else None,
         mirror=True,
+    )
+
+
+def train_last_block(recipe: Recipe, views: int) -> Recipe:
+    """Return a transfer recipe for less time, of a few fixed views of each image.
+
+    The last block and the head bear, and need, a higher learning rate than all of the last seven blocks.
+    """
+    return replace(
+        recipe,
+        first_block=-1,
+        views=views,
+        learning_rate=2e-3,
+        averaging=0.98,
+        crop=0.7,
+        crop_side=None,
+        color_jitter=0.0,
     )
 
 

@@ -40,6 +40,11 @@ def draw_epoch(seed: int, epoch: int, images: int, blocks: Blocks | None = None)
     return permutation if blocks is None else blocks.permute(permutation, generator), draws
 
 
+def choose_view(draws: Tensor, views: int) -> Tensor:
+    """Return which of the fixed views of each image an epoch takes, (N,), from its draws (N, 10)."""
+    return ((draws[:, 0] + 1) / 2 * views).long().clamp_max(views - 1)
+
+
 def augment(images: Tensor, draws: Tensor, recipe: Recipe) -> Tensor:
     """Transform images by their draws.
 

@@ -21,7 +21,8 @@ _DEVICE_MEMORY_SHARE = 0.5
 class Batch:
     """This process's share of a batch."""
 
-    pixels: Tensor  # (n, H, W, C) uint8
+    rows: Tensor  # the place of each image in this process's share (n,), on the CPU
+    pixels: Tensor | None  # (n, H, W, C) uint8, unless the loader leaves them out
     targets: Tensor  # (n,)
     draws: Tensor  # (n, 10) float32 in -1..1, for the augmentation
 
@@ -29,13 +30,16 @@ class Batch:
 class BatchLoader:
     """Splits each epoch into batches; which image is in which batch depends only on the seed and the epoch."""
 
-    def __init__(self, shard: Shard, steps_per_epoch: int, seed: int, device: torch.device) -> None:
-        """Copy the images to the device, if they fit."""
+    def __init__(
+        self, shard: Shard, steps_per_epoch: int, seed: int, device: torch.device, *, has_pixels: bool = True
+    ) -> None:
+        """Copy the images to the device, if they fit; without `has_pixels` the batches are without them."""
         self._shard = shard
+        self._has_pixels = has_pixels
         self._steps_per_epoch = steps_per_epoch
         self._seed = seed
         self._device = device
-        self._pixels = _copy_to_device(shard, device)
+        self._pixels = _copy_to_device(shard, device) if has_pixels else None
         self._targets = torch.from_numpy(shard.targets).to(device)
 
     def load_epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -47,10 +51,12 @@ class BatchLoader:
         batches = own.tensor_split(self._steps_per_epoch)[first:]
         rows = [row_of_index[batch] for batch in batches]
         for batch, batch_rows, pixels in zip(batches, rows, self._load_pixels(rows), strict=True):
-            yield Batch(pixels, self._targets[batch_rows.to(self._device)], draws[batch].to(self._device))
+            yield Batch(batch_rows, pixels, self._targets[batch_rows.to(self._device)], draws[batch].to(self._device))
 
-    def _load_pixels(self, rows: list[Tensor]) -> Iterator[Tensor]:
-        if self._pixels is not None:
+    def _load_pixels(self, rows: list[Tensor]) -> Iterator[Tensor | None]:
+        if not self._has_pixels:
+            yield from [None] * len(rows)
+        elif self._pixels is not None:
             for batch_rows in rows:
                 yield self._pixels[batch_rows.to(self._device)]
         else:

@@ -85,11 +85,15 @@ def compute_probabilities(logits: Float32Array, temperature: float) -> Float32Ar
 
 def gather_logits(predictor: Predictor, shard: Shard) -> tuple[Float32Array, Int64Array]:
     """Return the logits (N, classes) and the classes (N,) of a complete split, of which each process has a shard."""
-    group = predictor.group
-    group.broadcast_buffers(predictor.model)
-    logits_of_shard = None
-    if len(shard):
-        logits_of_shard = _run_on_shard(predictor, shard.pixels)
+    predictor.group.broadcast_buffers(predictor.model)
+    logits = _run_on_shard(predictor, shard.pixels) if len(shard) else None
+    return gather_shards(predictor.group, shard, logits)
+
+
+def gather_shards(
+    group: ProcessGroup, shard: Shard, logits_of_shard: Float32Array | None
+) -> tuple[Float32Array, Int64Array]:
+    """Return the logits and the classes of a complete split, of which each process has those of its shard, or None."""
     shards = group.all_gather((shard.indices, logits_of_shard, shard.targets))
     indices, logits, targets = (
         np.concatenate(arrays) for arrays in zip(*(arrays for arrays in shards if arrays[1] is not None), strict=True)

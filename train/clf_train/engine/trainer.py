@@ -19,12 +19,13 @@ from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
 from clf_train.engine.averaging import MovingAverage
 from clf_train.engine.batches import Batch, BatchLoader
 from clf_train.engine.device import select_precision
-from clf_train.engine.evaluate import Predictor, compute_metrics, gather_logits, standardize
+from clf_train.engine.evaluate import Predictor, compute_metrics, gather_logits, gather_shards, standardize
 from clf_train.engine.optimizer import create_optimizer
 from clf_train.engine.schedule import Schedule, count_images_in_batch
 from clf_train.engine.state import raise_if_foreign
+from clf_train.engine.views import FixedViews
 from clf_train.history import Epoch
-from clf_train.models.transfer import split_network
+from clf_train.models.transfer import copy_for_evaluation, split_network
 from clf_train.recipe import Recipe
 
 _MEASURED_STEPS = 3  # the first one is slower: memory is allocated, kernels are chosen
@@ -61,7 +62,14 @@ class Trainer:
     Everything random depends on (seed, epoch, index) or (seed, step), so the state holds no random generator.
     """
 
-    def __init__(self, model: nn.Module, train: Shard, validation: Shard, options: TrainerOptions) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Shard,
+        validation: Shard,
+        options: TrainerOptions,
+        views: FixedViews | None = None,
+    ) -> None:
         """Move the network and the images to the device.
 
         Args:
@@ -70,6 +78,7 @@ class Trainer:
             train: this process's share of the training split.
             validation: this process's share of the validation split, which may be empty.
             options: how to train.
+            views: what the frozen blocks have computed; by default they run in each step.
 
         Raises:
             DataError: a process would have too few images.
@@ -79,10 +88,13 @@ class Trainer:
         self._options = options
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._frozen, trained = split_network(self._model, recipe.first_block)
+        self._trained = trained
         self._ddp_model = group.wrap_ddp(trained)
+        self._views = views
         self._validation = validation
         self._schedule = Schedule(train.total, recipe)
-        self._batch_loader = BatchLoader(train, self._schedule.steps_per_epoch, options.seed, device)
+        steps = self._schedule.steps_per_epoch
+        self._batch_loader = BatchLoader(train, steps, options.seed, device, has_pixels=views is None)
         self._shard_sizes = group.all_gather(len(train))
         if min(self._shard_sizes) < self._schedule.steps_per_epoch:
             raise DataError(
@@ -134,11 +146,12 @@ class Trainer:
             self._batches, self._sums, self._seconds = None, _zero_sums(self._options.device), 0.0
         return row
 
-    def measure_pace(self, test_images: int) -> Pace:
+    def measure_pace(self, test_images: int, evaluation_s: float | None = None) -> Pace:
         """Measure how long everything takes, on the first batches, and undo them. A collective.
 
         Args:
             test_images: in the test split, on which the network is evaluated at the end.
+            evaluation_s: for one image by the complete network; by default it is a share of a step.
         """
         state, seconds = copy.deepcopy(self.state()), []
         for _ in range(min(_MEASURED_STEPS, self._schedule.steps - self._step)):
@@ -149,10 +162,10 @@ class Trainer:
         self.restore(state)
         step_s = max(seconds[1:] or seconds, default=0.0) * _SLOWDOWN
         steps = self._schedule.steps_per_epoch
-        evaluation_s = _FORWARD_SHARE * step_s * steps / self._schedule.images
+        validation_s = _FORWARD_SHARE * step_s * steps / self._schedule.images
         return Pace(
-            epoch_s=step_s * steps + evaluation_s * self._validation.total,
-            finish_s=evaluation_s * (self._validation.total + test_images),
+            epoch_s=step_s * steps + validation_s * self._validation.total,
+            finish_s=(evaluation_s or validation_s) * (self._validation.total + test_images),
         )
 
     def state(self) -> dict[str, Any]:
@@ -209,11 +222,9 @@ class Trainer:
         self._ddp_model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.learning_rate(self._step)
-        images = augment(batch.pixels.permute(0, 3, 1, 2).float().div(255), batch.draws, self._options.recipe)
         use_autocast = self._precision is not None
         with torch.autocast(self._options.device.type, self._precision or torch.bfloat16, enabled=use_autocast):
-            activations = self._frozen(standardize(images, self._options.normalize))
-            logits = self._ddp_model(activations).float()
+            logits = self._ddp_model(self._prepare(batch)).float()
         loss = self._loss(logits, batch.targets)
         self._optimizer.zero_grad()
         # The mean over the complete batch: DDP divides the sum of all processes' gradients by their number.
@@ -222,6 +233,15 @@ class Trainer:
         self._scaler.update()
         correct = (logits.argmax(1) == batch.targets).sum()
         return torch.stack([loss.detach(), correct, torch.full_like(correct, len(batch.targets))])
+
+    def _prepare(self, batch: Batch) -> Tensor:
+        """Return the input of the blocks that are trained."""
+        if self._views is not None:
+            return self._views.select(batch.rows, batch.draws)
+        assert batch.pixels is not None
+        images = augment(batch.pixels.permute(0, 3, 1, 2).float().div(255), batch.draws, self._options.recipe)
+        activations: Tensor = self._frozen(standardize(images, self._options.normalize))
+        return activations
 
     def _count_batch(self) -> int:
         """Return how many images of all processes the current batch has."""
@@ -260,8 +280,13 @@ class Trainer:
         if not self._validation.total:
             return None, None
         options = self._options
-        predictor = Predictor(self._model, options.normalize, options.device, options.group)
-        metrics = compute_metrics(*gather_logits(predictor, self._validation), temperature=1.0, split="validation")
+        if self._views is None:
+            model = copy_for_evaluation(self._model)
+            predictor = Predictor(model, options.normalize, options.device, options.group)
+            outputs = gather_logits(predictor, self._validation)
+        else:
+            outputs = gather_shards(options.group, self._validation, self._views.validate(self._trained))
+        metrics = compute_metrics(*outputs, temperature=1.0, split="validation")
         return metrics.loss, metrics.accuracy
 
 

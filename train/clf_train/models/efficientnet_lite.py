@@ -85,12 +85,14 @@ class EfficientNetLite(nn.Module):
 
     def run_last_blocks(self, activations: Tensor, first: int) -> Tensor:
         """Map the input of block `first` to logits (N, classes)."""
-        logits: Tensor = self._fc(self._dropout(self._pool(self.run_blocks(activations, first, len(self._blocks)))))
+        logits: Tensor = self._fc(self._dropout(self.compute_features(activations, first)))
         return logits
 
-    def compute_features(self, images: Tensor) -> Tensor:
-        """Map (N, C, H, W) to the input of the last layer, (N, 1280)."""
-        return self._pool(self.run_blocks(self.run_stem(images), 0, len(self._blocks)))
+    def compute_features(self, activations: Tensor, first: int) -> Tensor:
+        """Map the input of block `first` to the input of the last layer, (N, 1280)."""
+        activations = self.run_blocks(activations, first, len(self._blocks))
+        features: Tensor = self._relu6(self._bn1(self._conv_head(activations)))
+        return features.mean((2, 3))
 
     def list_layers(self, first: int) -> list[nn.Module]:
         """Return the layers from block `first` on."""
@@ -104,10 +106,6 @@ class EfficientNetLite(nn.Module):
         """Replace the weights (classes, 1280) and the bias (classes,) of the last layer."""
         self._fc.weight.data.copy_(weight)
         self._fc.bias.data.copy_(bias)
-
-    def _pool(self, activations: Tensor) -> Tensor:
-        features: Tensor = self._relu6(self._bn1(self._conv_head(activations)))
-        return features.mean((2, 3))
 
 
 class InvertedResidual(nn.Module):

@@ -195,6 +195,7 @@ def test_the_budget_chooses_the_recipe_with_enough_epochs():
     assert fit(5 + 3, pace) == (-1, 1, 6)
     assert fit(1.5, pace) == (-1, 1, 1.5)
     assert fit(1.4, pace)[2] == fit(-5, pace)[2] == 0
+    assert fit(1, ViewPace(epoch_s=1, view_s=5, saved_s=2)) == (-1, 1, 3)
     assert fit(20, None) == (9, 0, 2)
     assert fit(0.1, None)[2] == fit(-5, None)[2] == 0
     assert fit_to_budget(replace(recipe, epochs=1), 10, 11, pace).first_block == 9
@@ -280,19 +281,18 @@ def test_training_on_fixed_views_is_that_on_the_images(network, views):
     predictor = Predictor(model, Normalize((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
     recorder = ViewRecorder(model)
     features, _ = gather_logits(replace(predictor, model=recorder), shard)
-    recorded = recorder.take()
+    recorded, exact = recorder.take(), FrozenBlocks(model, -1)(images_of(shard))
     assert np.allclose(features, model.compute_features(model.run_stem(images_of(shard)), 0).detach(), atol=1e-5)
-    computed = FixedViews(recorded, recorded)
+    computed = FixedViews(recorded, exact, exact)
     computed.add(model, shard, predictor, recipe, seed=0)
-    again = FixedViews(recorded, recorded)
+    again = FixedViews(recorded, exact, exact)
     again.add(model, shard, predictor, recipe, seed=0)
     rows, draws = torch.arange(9), draw_augmentation(9, torch.Generator().manual_seed(1))
     selected = computed.select(rows, draws)
     assert torch.equal(selected, again.select(rows, draws))
-    expected = FrozenBlocks(model, -1)(images_of(shard))
     is_plain = choose_view(draws, views) == 0
     assert is_plain.all() == (views == 1)
-    assert torch.allclose(selected[is_plain], expected[is_plain], rtol=1e-3, atol=1e-4)
+    assert torch.allclose(selected[is_plain], exact[is_plain], rtol=1e-3, atol=1e-4)
     plain = recorded.float()
     assert [torch.equal(*pair) for pair in zip(selected, plain, strict=True)] == is_plain.tolist()
     options = TrainerOptions(recipe, predictor.normalize, 0, torch.device("cpu"))
@@ -306,11 +306,13 @@ def test_training_on_fixed_views_is_that_on_the_images(network, views):
     assert {name.split(".")[1] for name in changed if name.startswith("_blocks")} == {"15"}
     assert {name for name in changed if not name.startswith("_blocks")} == {"_conv_head", "_bn1", "_fc"}
     assert trainer.history[-1].validation_accuracy is not None
+    logits, _ = gather_logits(predictor, shard)
+    assert np.allclose(computed.classify_test(TrainedBlocks(model, -1)), logits, atol=1e-5)
 
 
 def test_without_memory_for_the_views_none_are_kept(network, monkeypatch):
     shard = full_shard(np.zeros((3, 64, 64, 3), np.uint8), np.arange(3))
-    loaded = SimpleNamespace(train=shard, validation=shard)
+    loaded = SimpleNamespace(train=shard, validation=shard, test=shard)
     assert create_recorder(network, loaded, torch.device("cpu")) is not None
     monkeypatch.setattr(views_module, "usable_memory", lambda: 1000)
     assert create_recorder(network, loaded, torch.device("cpu")) is None

@@ -31,7 +31,7 @@ from clf_train.engine.checkpoint import (
 )
 from clf_train.engine.collapse import CollapseMonitor
 from clf_train.engine.device import select_device
-from clf_train.engine.evaluate import Predictor, evaluate
+from clf_train.engine.evaluate import EvalResult, Predictor, evaluate, evaluate_logits, gather_shards
 from clf_train.engine.latency import estimate_latency
 from clf_train.engine.signals import defer_signals
 from clf_train.engine.trainer import Pace, Trainer, TrainerOptions
@@ -43,7 +43,7 @@ from clf_train.inputs import TrainInputs, Workplace, prepare_inputs
 from clf_train.models.efficientnet_lite import EfficientNetLite
 from clf_train.models.fit import raise_if_input_does_not_fit
 from clf_train.models.saved import raise_if_finished, serialize_state_dict
-from clf_train.models.transfer import copy_for_evaluation
+from clf_train.models.transfer import copy_for_evaluation, split_network
 from clf_train.models.weights import create_model
 from clf_train.plan import TrainPlan
 from clf_train.provenance import record_provenance
@@ -146,12 +146,12 @@ def _train(
     plan = inputs.plan
     if start is not None:
         start.prepare_fine_tuning(model, plan.recipe)
-    trainer = _create_trainer(config, inputs, workplace, model, _compute_views(config, inputs, workplace, model, start))
+    views = _compute_views(config, inputs, workplace, model, start)
+    trainer = _create_trainer(config, inputs, workplace, model, views)
     warnings = _run(config, inputs, workplace, trainer, start, tensorboard)
     if start is not None:
         start.keep_better(model, trainer.history, workplace.callbacks.on_message)
-    predictor = Predictor(copy_for_evaluation(model), plan.normalize, workplace.device, workplace.group)
-    evaluation = evaluate(predictor, loaded.validation, loaded.test, loaded.dataset.test_name)
+    evaluation = _evaluate(inputs, workplace, model, views)
     tensorboard.write_evaluation(evaluation, len(trainer.history))
     weights = serialize_state_dict(model)
     spec = ModelSpec(
@@ -212,7 +212,7 @@ def _fit_plan(
         fast = dataclasses.replace(inputs, plan=dataclasses.replace(plan, recipe=train_last_block(plan.recipe, 1)))
         trainer = _create_trainer(config, fast, workplace, model, start.views)
         epoch_s = _measure_pace(trainer, loaded, start).epoch_s
-        view_pace = ViewPace(epoch_s, view_s=start.image_s * len(loaded.train))
+        view_pace = ViewPace(epoch_s, start.image_s * len(loaded.train), saved_s=pace.finish_s)
     if identity is None:
         report_s = _REPORT_S + _REPORT_S_PER_IMAGE * sum(map(len, loaded.dataset.splits))
         left_s = config.budget_s - (time.monotonic() - config.started) - pace.finish_s - report_s
@@ -289,6 +289,19 @@ def _run(
         if interruption.is_requested and workplace.group.size == 1:  # while the last checkpoint was written
             interruption.stop("all steps of the training are saved; --resume continues it")
     return monitor.conclude(trainer.history)
+
+
+def _evaluate(inputs: TrainInputs, workplace: Workplace, model: nn.Module, views: FixedViews | None) -> EvalResult:
+    loaded, group = inputs.loaded, workplace.group
+    if views is None:
+        predictor = Predictor(copy_for_evaluation(model), inputs.plan.normalize, workplace.device, group)
+        return evaluate(predictor, loaded.validation, loaded.test, loaded.dataset.test_name)
+    _, trained = split_network(model, inputs.plan.recipe.first_block)
+    test = gather_shards(group, loaded.test, views.classify_test(trained))
+    validation = None
+    if loaded.validation.total:
+        validation = gather_shards(group, loaded.validation, views.classify_validation(trained))
+    return evaluate_logits(validation, test, loaded.dataset.test_name)
 
 
 def _write_model(staging: Path, spec: ModelSpec, weights: bytes, loaded: LoadedDataset) -> None:

@@ -24,6 +24,7 @@ class ViewPace:
 
     epoch_s: float
     view_s: float  # to compute one more view of all images
+    saved_s: float = 0.0  # of the evaluation at the end, which starts from the views of the other splits
 
 
 def fit_to_budget(recipe: Recipe, epoch_s: float, seconds: float, view_pace: ViewPace | None = None) -> Recipe:
@@ -46,7 +47,8 @@ def fit_to_budget(recipe: Recipe, epoch_s: float, seconds: float, view_pace: Vie
     if view_pace is None:
         return replace(recipe, epochs=0.0)
     for views, least in _MIN_EPOCHS_OF_VIEWS.items():
-        epochs = (seconds - view_pace.view_s * (views - 1)) / view_pace.epoch_s
+        left_s = seconds + view_pace.saved_s - view_pace.view_s * (views - 1)
+        epochs = left_s / view_pace.epoch_s
         if epochs >= min(least, recipe.epochs):
             return replace(train_last_block(recipe, views), epochs=_round(min(recipe.epochs, epochs)))
     return replace(recipe, epochs=0.0)

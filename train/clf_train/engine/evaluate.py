@@ -51,10 +51,16 @@ def evaluate(predictor: Predictor, validation: Shard, test: Shard, split: str) -
         test: this process's share of the test split.
         split: the name of the test split, for the metrics.
     """
-    temperature = 1.0
-    if validation.total:
-        temperature = fit_temperature(*gather_logits(predictor, validation))
-    logits, targets = gather_logits(predictor, test)
+    outputs = gather_logits(predictor, validation) if validation.total else None
+    return evaluate_logits(outputs, gather_logits(predictor, test), split)
+
+
+def evaluate_logits(
+    validation: tuple[Float32Array, Int64Array] | None, test: tuple[Float32Array, Int64Array], split: str
+) -> EvalResult:
+    """Do what `evaluate` does with the logits (N, classes) and the classes (N,) of both splits."""
+    temperature = 1.0 if validation is None else fit_temperature(*validation)
+    logits, targets = test
     return EvalResult(
         logits,
         targets,

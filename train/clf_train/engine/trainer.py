@@ -285,7 +285,7 @@ class Trainer:
             predictor = Predictor(model, options.normalize, options.device, options.group)
             outputs = gather_logits(predictor, self._validation)
         else:
-            outputs = gather_shards(options.group, self._validation, self._views.validate(self._trained))
+            outputs = gather_shards(options.group, self._validation, self._views.classify_validation(self._trained))
         metrics = compute_metrics(*outputs, temperature=1.0, split="validation")
         return metrics.loss, metrics.accuracy
 

@@ -100,13 +100,18 @@ def start_from_probe(
     started = time.perf_counter()
     train, train_targets = gather_logits(runner, loaded.train)
     image_s = (time.perf_counter() - started) / max(1, len(loaded.train))
-    views = [recorder.take()] if recorder else []
+    views = []
+    if recorder:
+        views.append(recorder.take())
+        recorder.dtype = torch.float32
     validation, validation_targets = train[:0], train_targets[:0]
     if loaded.validation.total:
         validation, validation_targets = gather_logits(runner, loaded.validation)
     if recorder:
         views.append(recorder.take())
     test, _ = gather_logits(runner, loaded.test)
+    if recorder:
+        views.append(recorder.take())
     classes = len(loaded.dataset.labels)
     features, targets = torch.from_numpy(train), torch.from_numpy(train_targets)
     candidates = _L2 if len(validation_targets) and train.size * classes <= _MAX_WORK else (_DEFAULT_L2,)

@@ -25,15 +25,16 @@ _LAST = -1  # block
 
 
 class FixedViews:
-    """The input of the last block, in float16, for this process's share of the images.
+    """The input of the last block for this process's share of the images.
 
     View 0 is the image as it is; the others are augmented. Which of them an epoch takes is drawn.
     """
 
-    def __init__(self, train: Tensor, validation: Tensor) -> None:
-        """Keep view 0 of the training and the validation images, float16 (n, C, H, W)."""
+    def __init__(self, train: Tensor, validation: Tensor, test: Tensor) -> None:
+        """Keep view 0 of each split, (n, C, H, W): float16 to train on, float32 to evaluate."""
         self._train = [train]
         self._validation = validation
+        self._test = test
 
     def add(self, model: EfficientNetLite, shard: Shard, predictor: Predictor, recipe: Recipe, seed: int) -> None:
         """Compute the other views of the training images.
@@ -67,12 +68,13 @@ class FixedViews:
         chosen = choose_view(draws, len(self._train)).tolist()
         return torch.stack([self._train[view][row] for view, row in zip(chosen, rows.tolist(), strict=True)]).float()
 
-    def validate(self, trained: nn.Module) -> Float32Array | None:
+    def classify_validation(self, trained: nn.Module) -> Float32Array | None:
         """Return the logits (n, classes) of the validation images, in this process's order; None without images."""
-        trained.eval()
-        with torch.inference_mode():
-            logits = [trained(batch.float()) for batch in torch.split(self._validation, _BATCH)]
-        return torch.cat(logits).cpu().numpy() if len(self._validation) else None
+        return _classify(trained, self._validation)
+
+    def classify_test(self, trained: nn.Module) -> Float32Array | None:
+        """Return the logits (n, classes) of the test images, in this process's order; None without images."""
+        return _classify(trained, self._test)
 
 
 class ViewRecorder(nn.Module):
@@ -84,18 +86,19 @@ class ViewRecorder(nn.Module):
         self._frozen = FrozenBlocks(model, _LAST)
         self._rest = FeatureExtractor(model, _LAST)
         self._recorded: list[Tensor] = []
+        self.dtype = torch.float16  # of what is kept
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, C, H, W) to features (N, D)."""
         activations = self._frozen(images)
-        self._recorded.append(activations.half())
+        self._recorded.append(activations.to(self.dtype))
         features: Tensor = self._rest(activations)
         return features
 
     def take(self) -> Tensor:
-        """Return what was recorded since the last call, float16 (n, C, H, W)."""
+        """Return what was recorded since the last call, (n, C, H, W)."""
         recorded, self._recorded = self._recorded, []
-        return torch.cat(recorded) if recorded else torch.empty(0, 0, 0, 0, dtype=torch.float16)
+        return torch.cat(recorded) if recorded else torch.empty(0, 0, 0, 0)
 
 
 def create_recorder(model: EfficientNetLite, loaded: LoadedDataset, device: torch.device) -> ViewRecorder | None:
@@ -103,8 +106,16 @@ def create_recorder(model: EfficientNetLite, loaded: LoadedDataset, device: torc
     recorder = ViewRecorder(model).to(device)
     height, width, channels = loaded.train.pixels.shape
     recorder(torch.zeros(1, channels, height, width, device=device))
-    size_bytes = recorder.take().nbytes * (MAX_VIEWS * len(loaded.train) + len(loaded.validation))
+    evaluated = len(loaded.validation) + len(loaded.test)
+    size_bytes = recorder.take().nbytes * (MAX_VIEWS * len(loaded.train) + 2 * evaluated)
     return recorder if size_bytes <= _MEMORY_SHARE * usable_memory() else None
+
+
+def _classify(trained: nn.Module, view: Tensor) -> Float32Array | None:
+    trained.eval()
+    with torch.inference_mode():
+        logits = [trained(batch) for batch in torch.split(view, _BATCH)]
+    return torch.cat(logits).cpu().numpy() if len(view) else None
 
 
 def _load_batches(shard: Shard, device: torch.device) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -357,6 +358,16 @@ def test_columns_of_bytes_are_found_by_their_usual_names_or_the_options(tmp_path
 )
 def test_rows_that_cannot_be_used_are_one_line(tmp_path, images, labels, expected):
     assert expected in error_of(write_like_datasets(tmp_path / "0.parquet", images, labels))
+
+
+def test_a_disk_that_fails_is_no_damage_of_a_parquet_file(tmp_path):
+    class FailingFile(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = write_table(tmp_path / "t.parquet", {"image": [b"1"], "label": ["a"]})
+    with FailingFile(path) as file, pytest.raises(OSError, match="Input/output error"):
+        read_images("t.parquet", file, "image", [0])
 
 
 def test_parquet_files_that_cannot_be_used_are_one_line(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from PIL import Image
 from clf_runtime.artifacts import STATE_DICT
 from clf_runtime.errors import MachineError
 from clf_runtime.spec import Normalize, Preprocess
+from clf_train import training
 from clf_train.auto import choose_start
 from clf_train.config import DataSource, InputOptions, TrainConfig
 from clf_train.data.augment import augment, choose_view, draw_augmentation
@@ -248,6 +249,27 @@ def test_a_folder_of_photos_becomes_a_good_model_and_interrupted_training_resume
     train(config(resume=True, budget_s=0.1), tmp_path / "resumed", Progress())
     assert "resuming with" in capsys.readouterr().err
     assert (tmp_path / "whole" / STATE_DICT).read_bytes() == (tmp_path / "resumed" / STATE_DICT).read_bytes()
+
+
+def test_interrupted_training_of_the_last_block_resumes(photos, tmp_path, monkeypatch, capsys):
+    def choose(recipe: Recipe, *_: object) -> Recipe:
+        return replace(train_last_block(recipe, 2), epochs=2.0)
+
+    def config(budget_s: float, **options: object) -> TrainConfig:
+        source, size = DataSource(str(photos)), InputOptions(size=(96, 96))
+        return TrainConfig(source, input=size, batch_size=4, checkpoint_every_s=0, budget_s=budget_s, **options)
+
+    monkeypatch.setattr(training, "fit_to_budget", choose)
+    whole = train(config(60), tmp_path / "whole", Progress())
+    assert "training 2 epochs" in capsys.readouterr().err
+    assert whole.spec.metrics.accuracy == 1
+    with pytest.raises(KeyboardInterrupt):
+        train(config(60), tmp_path / "resumed", _StopAtStep(3))
+    monkeypatch.undo()
+    resumed = train(config(0.1, resume=True), tmp_path / "resumed", Progress())
+    assert "resuming with" in capsys.readouterr().err
+    assert (tmp_path / "whole" / STATE_DICT).read_bytes() == (tmp_path / "resumed" / STATE_DICT).read_bytes()
+    assert resumed.spec.metrics == whole.spec.metrics
 
 
 def test_a_budget_that_is_spent_leaves_the_linear_probe(photos, tmp_path, capsys):

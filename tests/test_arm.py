@@ -6,36 +6,15 @@ The emulation is slow: about half an hour on 2 cores.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from arm import ArmDevice, create_device
-from conftest import ROOT, build_once, run_command
+from conftest import ROOT, run_command
 from debian import DEVICE_PYTHON
-
-PHOTOS = 200
-
-# The largest |difference of a logit|. With instructions for FP16, as here, onnxruntime computes in FP16, otherwise in
-# FP32; the self-test allows as much.
-LIMITS = {"model.onnx": 1e-4, "model.fp16.onnx": 5e-2, "model.int8.onnx": 0.0}
-
-# Print a JSON array for each image on stdin and each model: pixels (digest), logits.
-ASK = """
-import hashlib, json, sys
-from clf_runtime import Classifier
-from clf_runtime.preprocess import pixels_from_image
-classifiers = [Classifier.load(model, device="cpu", threads=1) for model in sys.argv[1:]]
-for image in sys.stdin.read().splitlines():
-    for classifier in classifiers:
-        pixels = pixels_from_image(image, classifier.spec.preprocess)
-        logits = classifier.run(pixels[None])[0][0]
-        print(json.dumps([hashlib.sha256(pixels.tobytes()).hexdigest(), logits.tolist()]), flush=True)
-"""
+from same_answers import ASK, LIMITS, choose_photos, photo_models, raise_if_different
 
 pytestmark = pytest.mark.slow
 
@@ -66,23 +45,6 @@ def installed(device, artifacts, tmp_path_factory) -> ArmDevice:
     return device
 
 
-def photo_models(request: pytest.FixtureRequest, name: str, precisions: Sequence[str]) -> Path:
-    """Return a folder with a small network that was trained on photos at 64 pixels."""
-    data = request.getfixturevalue("test_data") / "clothing"
-    if not data.exists():
-        pytest.skip("CLF_TEST_DATA has no clothing/")
-
-    def build(folder: Path) -> None:
-        network = ("--model", name, "--size", "64x64", "--weights", "none", "--epochs", 4)
-        trained = run_command("clf-train", "--data", data, *network, "-a", ".", cwd=folder)
-        assert trained.code == 0, trained.err
-        wanted = [option for precision in precisions for option in ("-p", precision)]
-        exported = run_command("clf-export", "--data", data, *wanted, "-a", ".", cwd=folder)
-        assert exported.code == 0, exported.err
-
-    return build_once(request.config, f"photos-{name}", build)
-
-
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_self_test_passes(installed, artifacts, name):
     there = installed.copy(artifacts / name)
@@ -103,9 +65,7 @@ def test_test_images_get_the_same_answers(installed, artifacts, digits):
 )
 def test_photos_get_the_same_answers(request, installed, network, precisions, test_data):
     folder = photo_models(request, network, precisions)
-    photos = sorted((test_data / "clothing/test").rglob("*.jpg"), key=lambda path: path.name)[:PHOTOS]
-    assert len(photos) == PHOTOS
-    compare(installed, sorted(folder.glob("model*.onnx")), photos)
+    compare(installed, sorted(folder.glob("model*.onnx")), choose_photos(test_data))
 
 
 def test_the_service_answers(installed, artifacts, samples):
@@ -120,26 +80,8 @@ def test_the_service_answers(installed, artifacts, samples):
 
 
 def compare(device: ArmDevice, models: Sequence[Path], images: Sequence[Path]) -> None:
-    """Compare pixels, labels and logits there with those here, and print the largest differences."""
+    """Compare the answers of the device with those of this machine."""
     there_models = [device.copy(model) for model in models]
     there_images = "\n".join(device.copy(image) for image in images)
-    there = read(device.run("/opt/clf/bin/python", "-c", ASK, *there_models, stdin=there_images).stdout, len(models))
-    command = [sys.executable, "-c", ASK, *map(str, models)]
-    asked = subprocess.run(command, input="\n".join(map(str, images)), capture_output=True, text=True, check=True)
-    here = read(asked.stdout, len(models))
-    for model, (our_pixels, ours), (their_pixels, theirs) in zip(models, here, there, strict=True):
-        difference = np.abs(ours - theirs).max()
-        flipped = int((ours.argmax(axis=1) != theirs.argmax(axis=1)).sum())
-        print(f"\n{model.name}: {len(images)} images, max |difference of a logit| {difference:.1e}, flipped {flipped}")
-        assert our_pixels == their_pixels
-        assert flipped == 0
-        assert difference <= LIMITS[model.name]
-
-
-def read(printed: str, models: int) -> list[tuple[list[str], np.ndarray]]:
-    """Return, for each model, the digests of the pixels and the logits of all images."""
-    rows = [json.loads(line) for line in printed.splitlines()]
-    return [
-        ([digest for digest, _ in rows[at::models]], np.array([logits for _, logits in rows[at::models]]))
-        for at in range(models)
-    ]
+    printed = device.run("/opt/clf/bin/python", "-c", ASK, *there_models, stdin=there_images).stdout
+    raise_if_different(printed, models, images)

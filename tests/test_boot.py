@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from conftest import ROOT, run_command
 from debian import DEVICE_PYTHON
 from onnx import helper
 from rewriting import insert_before_logits, rewritten, with_serial
+from same_answers import ASK, choose_photos, photo_models, raise_if_different
 
 from clf_deploy.signing.sign import Signer, create_key
 
@@ -67,8 +69,23 @@ def hungry(model: Path, target: Path) -> Path:
     return rewritten(target, target)
 
 
+@pytest.fixture(scope="module")
+def photos(test_data, tmp_path_factory) -> Path:
+    """A folder with photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    for photo in choose_photos(test_data):
+        shutil.copy(photo, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo_model(request) -> Path:
+    """An INT8 model of photos."""
+    return photo_models(request, "small-resnet", ("int8",)) / "model.int8.onnx"
+
+
 @pytest.fixture(scope="module", params=PLATFORMS)
-def machine(request, models, artifacts, tmp_path_factory):
+def machine(request, models, artifacts, photos, photo_model, tmp_path_factory):
     """A machine with a bundle, not unpacked yet, in /srv."""
     folder = tmp_path_factory.mktemp(request.param)
     arguments = ("--platform", request.param, "--python", DEVICE_PYTHON, "--constraint", ROOT / "requirements/dev.txt")
@@ -76,6 +93,7 @@ def machine(request, models, artifacts, tmp_path_factory):
     assert made.code == 0, made.err
     files = {f"/mnt/models/{serial}": models / str(serial) for serial in (1, 2, 3, 4)}
     files |= {f"/srv/{name}": artifacts / name for name in (*PRECISIONS, "samples")}
+    files |= {"/srv/photos": photos, f"/srv/photos-{photo_model.name}": photo_model}
     files |= {"/srv/parts.clfb": folder / "parts.clfb", "/etc/clf-edge/fleet.pub.pem": models / "fleet.pub.pem"}
     with booted(request.param, files, folder) as machine:
         print(f"\n{request.param}: {machine.run('uname -sr')}, booted in {machine.boot_s:.0f} s")
@@ -118,6 +136,14 @@ def test_every_precision_passes_its_self_test(machine, name):
     report = machine.run(f"/opt/clf/bin/clf-run --self-test --model /srv/{name}")
     print(f"\n{report}")
     assert "labels flipped 0" in report
+
+
+def test_photos_get_the_same_answers(machine, photos, photo_model):
+    names = sorted(path.name for path in photos.iterdir())
+    machine.run(f"printf %s {shlex.quote(ASK)} >/srv/ask.py")
+    there = f"cd /srv/photos && printf '%s\\n' {shlex.join(names)} | /opt/clf/bin/python /srv/ask.py"
+    printed = machine.run(f"{there} /srv/photos-{photo_model.name}")
+    raise_if_different(printed, [photo_model], [photos / name for name in names])
 
 
 def test_the_units_are_valid_and_hardened(machine):

@@ -257,7 +257,8 @@ def test_interrupted_training_of_the_last_block_resumes(photos, tmp_path, monkey
 
     def config(budget_s: float, **options: object) -> TrainConfig:
         source, size = DataSource(str(photos)), InputOptions(size=(96, 96))
-        return TrainConfig(source, input=size, batch_size=4, checkpoint_every_s=0, budget_s=budget_s, **options)
+        fixed = {"batch_size": 4, "learning_rate": 1e-3, "checkpoint_every_s": 0}
+        return TrainConfig(source, input=size, budget_s=budget_s, **fixed, **options)
 
     monkeypatch.setattr(training, "fit_to_budget", choose)
     whole = train(config(60), tmp_path / "whole", Progress())
@@ -335,9 +336,10 @@ def test_training_on_fixed_views_is_that_on_the_images(network, views):
 def test_without_memory_for_the_views_none_are_kept(network, monkeypatch):
     shard = full_shard(np.zeros((3, 64, 64, 3), np.uint8), np.arange(3))
     loaded = SimpleNamespace(train=shard, validation=shard, test=shard)
-    assert create_recorder(network, loaded, torch.device("cpu")) is not None
+    predictor = Predictor(network, Normalize((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
+    assert create_recorder(network, loaded, predictor) is not None
     monkeypatch.setattr(views_module, "usable_memory", lambda: 1000)
-    assert create_recorder(network, loaded, torch.device("cpu")) is None
+    assert create_recorder(network, loaded, predictor) is None
 
 
 def images_of(shard):

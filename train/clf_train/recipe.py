@@ -104,6 +104,9 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess) -> Recipe:
     )
 
 
+LAST_BLOCK = -1
+
+
 def train_last_block(recipe: Recipe, views: int) -> Recipe:
     """Return a transfer recipe for less time, of a few fixed views of each image.
 
@@ -111,7 +114,7 @@ def train_last_block(recipe: Recipe, views: int) -> Recipe:
     """
     return replace(
         recipe,
-        first_block=-1,
+        first_block=LAST_BLOCK,
         views=views,
         learning_rate=2e-3,
         averaging=0.98,

@@ -43,11 +43,11 @@ from clf_train.inputs import TrainInputs, Workplace, prepare_inputs
 from clf_train.models.efficientnet_lite import EfficientNetLite
 from clf_train.models.fit import raise_if_input_does_not_fit
 from clf_train.models.saved import raise_if_finished, serialize_state_dict
-from clf_train.models.transfer import copy_for_evaluation, split_network
+from clf_train.models.transfer import TrainedBlocks, copy_for_evaluation
 from clf_train.models.weights import create_model
 from clf_train.plan import TrainPlan
 from clf_train.provenance import record_provenance
-from clf_train.recipe import train_last_block
+from clf_train.recipe import LAST_BLOCK, train_last_block
 from clf_train.report.analysis import RunResults
 from clf_train.report.preview import html_from_images
 from clf_train.report.results import collect_results
@@ -217,7 +217,7 @@ def _fit_plan(
         report_s = _REPORT_S + _REPORT_S_PER_IMAGE * sum(map(len, loaded.dataset.splits))
         left_s = config.budget_s - (time.monotonic() - config.started) - pace.finish_s - report_s
         recipe = fit_to_budget(recipe, pace.epoch_s, left_s, view_pace)
-        recipe = dataclasses.replace(recipe, learning_rate=config.learning_rate or recipe.learning_rate)
+    recipe = dataclasses.replace(recipe, learning_rate=config.learning_rate or recipe.learning_rate)
     return dataclasses.replace(plan, recipe=group.broadcast(recipe))
 
 
@@ -296,7 +296,8 @@ def _evaluate(inputs: TrainInputs, workplace: Workplace, model: nn.Module, views
     if views is None:
         predictor = Predictor(copy_for_evaluation(model), inputs.plan.normalize, workplace.device, group)
         return evaluate(predictor, loaded.validation, loaded.test, loaded.dataset.test_name)
-    _, trained = split_network(model, inputs.plan.recipe.first_block)
+    assert isinstance(model, EfficientNetLite)
+    trained = TrainedBlocks(model, LAST_BLOCK)
     test = gather_shards(group, loaded.test, views.classify_test(trained))
     validation = None
     if loaded.validation.total:

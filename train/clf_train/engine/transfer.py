@@ -94,7 +94,7 @@ def start_from_probe(
         MachineError: the features do not fit into memory.
     """
     _raise_if_too_many(sum(part.total for part in (loaded.train, loaded.validation, loaded.test)), model)
-    recorder = create_recorder(model, loaded, predictor.device) if keeps_views else None
+    recorder = create_recorder(model, loaded, predictor) if keeps_views else None
     extractor = recorder or FeatureExtractor(model).to(predictor.device)
     runner = Predictor(extractor, predictor.normalize, predictor.device, predictor.group, predictor.on_batch)
     started = time.perf_counter()

@@ -17,11 +17,10 @@ from clf_train.engine.calibration import Float32Array
 from clf_train.engine.evaluate import Predictor, standardize
 from clf_train.models.efficientnet_lite import EfficientNetLite
 from clf_train.models.transfer import FeatureExtractor, FrozenBlocks
-from clf_train.recipe import Recipe
+from clf_train.recipe import LAST_BLOCK, Recipe
 
 _BATCH = 16  # the same in each run, so that resumed training sees the same bits
 _MEMORY_SHARE = 0.25
-_LAST = -1  # block
 
 
 class FixedViews:
@@ -46,7 +45,7 @@ class FixedViews:
             recipe: how many views, and their augmentation.
             seed: of the augmentation.
         """
-        frozen = FrozenBlocks(model, _LAST).to(predictor.device)
+        frozen = FrozenBlocks(model, LAST_BLOCK).to(predictor.device)
         for view in range(1, recipe.views):
             _, draws = draw_epoch(seed, view, shard.total)
             own = draws[torch.from_numpy(shard.indices)].to(predictor.device)
@@ -83,8 +82,8 @@ class ViewRecorder(nn.Module):
     def __init__(self, model: EfficientNetLite) -> None:
         """Copy a network for inference, in two parts."""
         super().__init__()
-        self._frozen = FrozenBlocks(model, _LAST)
-        self._rest = FeatureExtractor(model, _LAST)
+        self._frozen = FrozenBlocks(model, LAST_BLOCK)
+        self._rest = FeatureExtractor(model, LAST_BLOCK)
         self._recorded: list[Tensor] = []
         self.dtype = torch.float16  # of what is kept
 
@@ -101,14 +100,15 @@ class ViewRecorder(nn.Module):
         return torch.cat(recorded) if recorded else torch.empty(0, 0, 0, 0)
 
 
-def create_recorder(model: EfficientNetLite, loaded: LoadedDataset, device: torch.device) -> ViewRecorder | None:
-    """Return a feature extractor that keeps view 0; None if there is no memory for all views."""
-    recorder = ViewRecorder(model).to(device)
+def create_recorder(model: EfficientNetLite, loaded: LoadedDataset, predictor: Predictor) -> ViewRecorder | None:
+    """Return a feature extractor that keeps view 0; None if a process has no memory for all views. A collective."""
+    recorder = ViewRecorder(model).to(predictor.device)
     height, width, channels = loaded.train.pixels.shape
-    recorder(torch.zeros(1, channels, height, width, device=device))
+    recorder(torch.zeros(1, channels, height, width, device=predictor.device))
     evaluated = len(loaded.validation) + len(loaded.test)
     size_bytes = recorder.take().nbytes * (MAX_VIEWS * len(loaded.train) + 2 * evaluated)
-    return recorder if size_bytes <= _MEMORY_SHARE * usable_memory() else None
+    fits = size_bytes <= _MEMORY_SHARE * usable_memory()
+    return recorder if all(predictor.group.all_gather(fits)) else None
 
 
 def _classify(trained: nn.Module, view: Tensor) -> Float32Array | None:

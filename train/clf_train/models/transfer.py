@@ -85,7 +85,7 @@ def split_network(model: nn.Module, first_block: int | None) -> tuple[nn.Module,
 
 
 def copy_for_evaluation(model: nn.Module) -> nn.Module:
-    """Return a copy of an EfficientNetLite that is faster and as good as equal; other networks as they are."""
+    """Return a faster copy of an EfficientNetLite, with outputs equal but for rounding; other networks as they are."""
     return _copy_for_inference(model) if isinstance(model, EfficientNetLite) else model
 
 

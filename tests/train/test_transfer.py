@@ -185,7 +185,7 @@ def test_the_budget_chooses_the_recipe_with_enough_epochs():
     recipe = replace(RECIPE, first_block=9, epochs=6)
 
     def fit(seconds: float, view_pace: ViewPace | None) -> tuple[int | None, int, float]:
-        chosen = fit_to_budget(recipe, 10, seconds, view_pace)
+        chosen = fit_to_budget(recipe, 10, seconds, 1000, view_pace)
         return chosen.first_block, chosen.views, chosen.epochs
 
     pace = ViewPace(epoch_s=1, view_s=5)
@@ -199,10 +199,12 @@ def test_the_budget_chooses_the_recipe_with_enough_epochs():
     assert fit(1, ViewPace(epoch_s=1, view_s=5, saved_s=2)) == (-1, 1, 3)
     assert fit(20, None) == (9, 0, 2)
     assert fit(0.1, None)[2] == fit(-5, None)[2] == 0
-    assert fit_to_budget(replace(recipe, epochs=1), 10, 11, pace).first_block == 9
+    assert fit_to_budget(replace(recipe, epochs=1), 10, 11, 1000, pace).first_block == 9
+    assert fit_to_budget(recipe, 10, 11, 12_000, pace).first_block == -1
+    assert fit_to_budget(recipe, 10, 11, 14_000, pace).first_block == 9
     from_scratch = Recipe(epochs=8, batch_size=8, learning_rate=0.1)
-    assert fit_to_budget(from_scratch, 10, 25).epochs == 2.5
-    assert fit_to_budget(from_scratch, 10, -1).epochs == 0.1
+    assert fit_to_budget(from_scratch, 10, 25, 100).epochs == 2.5
+    assert fit_to_budget(from_scratch, 10, -1, 100).epochs == 0.1
 
 
 def test_a_checkpoint_remembers_what_the_budget_chose():
@@ -216,7 +218,16 @@ def test_a_checkpoint_remembers_what_the_budget_chose():
 @pytest.mark.parametrize(("size", "crop_side"), [(224, 192), (160, 128), (64, None), (240, None)])
 def test_random_crops_are_smaller_than_the_input_where_the_padding_stays_the_same(size, crop_side):
     preprocess = Preprocess("RGB", size, size, "crop", 1.0, "bilinear", (255, 255, 255))
-    assert choose_transfer_recipe(3000, preprocess).crop_side == crop_side
+    assert choose_transfer_recipe(3000, preprocess, 300).crop_side == crop_side
+
+
+@pytest.mark.parametrize(("side", "first_block"), [(32, 5), (79, 5), (80, 9), (300, 9)])
+def test_more_blocks_are_trained_on_photos_that_are_enlarged(side, first_block):
+    preprocess = Preprocess("RGB", 160, 160, "crop", 1.0, "bilinear", (255, 255, 255))
+    recipe = choose_transfer_recipe(9000, preprocess, side)
+    assert recipe.first_block == first_block
+    assert (recipe.crop_side is None) == (first_block == 5)
+    assert recipe.epochs == (7 if first_block == 5 else 3)
 
 
 class _StopAtStep(Progress):

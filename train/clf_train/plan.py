@@ -22,6 +22,8 @@ _Value = TypeVar("_Value")
 _MIN_SIDE = 8  # pixels that any network needs
 # Nearly all published weights were trained at this size; a user's factory does not say at which.
 _MAX_PRETRAINED_SIDE = 224
+# To which images of at most MAX_SMALL_SIDE are enlarged: more pixels show no more of them, and take longer.
+_ENLARGED_SIDE = 160
 
 # The first layer is followed by batch normalization, so only the rough range matters; and with inverted images among
 # the others the true mean is 0.5.
@@ -58,7 +60,7 @@ def make_plan(config: TrainConfig, dataset: Dataset, has_gpu: bool = False) -> T
     start = choose_start(config, properties)
     is_pretrained = _is_pretrained(start, properties, len(dataset.labels))
     preprocess, normalize = resolve_input(start.architecture, config.input, properties, is_pretrained)
-    recipe = _choose_recipe(config, start, dataset, preprocess)
+    recipe = _choose_recipe(config, start, dataset, preprocess, properties.side)
     if has_gpu and recipe.first_block is not None:
         recipe = replace(recipe, first_block=0)
     recipe = _adapt_recipe(recipe, config, start.architecture, is_pretrained)
@@ -90,7 +92,7 @@ def resolve_input(
     fixed_size = None if row.size is None else (row.size, row.size)
     size = _resolve("--size", options.size, fixed_size, architecture, _format_size)
     if row.weights is not None:
-        size = size or (row.weights.size, row.weights.size)
+        size = size or (_choose_pretrained_side(row.weights.size, properties),) * 2
     if properties is not None:
         color = color or properties.color
         largest = _MAX_PRETRAINED_SIDE if is_pretrained and _is_factory(architecture) else MAX_SMALL_SIDE
@@ -109,6 +111,11 @@ def resolve_input(
     )
     mean, std = row.normalize if row.weights is not None or is_pretrained else (_MEAN, _STD)
     return preprocess, choose_normalize(options, Normalize((mean,) * channels, (std,) * channels))
+
+
+def _choose_pretrained_side(weights_side: int, properties: ImageProperties | None) -> int:
+    is_tiny = properties is not None and properties.side <= MAX_SMALL_SIDE
+    return min(weights_side, _ENLARGED_SIDE) if is_tiny else weights_side
 
 
 def _resolve_torchvision_input(architecture: str, options: InputOptions) -> tuple[Preprocess, Normalize]:
@@ -165,10 +172,10 @@ def _find_image_properties(source: DataSource, dataset: Dataset) -> ImagePropert
     return survey_images(dataset.train)
 
 
-def _choose_recipe(config: TrainConfig, start: Start, dataset: Dataset, preprocess: Preprocess) -> Recipe:
+def _choose_recipe(config: TrainConfig, start: Start, dataset: Dataset, preprocess: Preprocess, side: int) -> Recipe:
     row = find_model_row(start.architecture)
     if start.weights is not None and row is not None and row.weights is not None:
-        return choose_transfer_recipe(len(dataset.train), preprocess)
+        return choose_transfer_recipe(len(dataset.train), preprocess, side)
     return choose_recipe(config.source.data, len(dataset.train), preprocess.color)
 
 

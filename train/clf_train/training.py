@@ -216,7 +216,7 @@ def _fit_plan(
     if identity is None:
         report_s = _REPORT_S + _REPORT_S_PER_IMAGE * sum(map(len, loaded.dataset.splits))
         left_s = config.budget_s - (time.monotonic() - config.started) - pace.finish_s - report_s
-        recipe = fit_to_budget(recipe, pace.epoch_s, left_s, view_pace)
+        recipe = fit_to_budget(recipe, pace.epoch_s, left_s, loaded.train.total, view_pace)
     recipe = dataclasses.replace(recipe, learning_rate=config.learning_rate or recipe.learning_rate)
     return dataclasses.replace(plan, recipe=group.broadcast(recipe))
 

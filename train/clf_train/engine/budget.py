@@ -13,6 +13,7 @@ from clf_train.recipe import Recipe, train_last_block
 # cores for 8). The last block alone, in a tenth of the time per epoch: 91.5 % after 5 epochs of two views, 90.4 % after
 # 2 of one view; 87.4 % without training.
 _MIN_OWN_EPOCHS = 5.0
+_MIN_OWN_PHOTOS_SEEN = 5 * 2761  # more photos need fewer epochs
 _MIN_EPOCHS_OF_VIEWS = {2: 4.0, 1: 1.5}
 _MIN_EPOCHS = 0.1
 MAX_VIEWS = max(_MIN_EPOCHS_OF_VIEWS)
@@ -27,7 +28,9 @@ class ViewPace:
     saved_s: float = 0.0  # of the evaluation at the end, which starts from the views of the other splits
 
 
-def fit_to_budget(recipe: Recipe, epoch_s: float, seconds: float, view_pace: ViewPace | None = None) -> Recipe:
+def fit_to_budget(
+    recipe: Recipe, epoch_s: float, seconds: float, images: int, view_pace: ViewPace | None = None
+) -> Recipe:
     """Return the recipe with as many epochs as fit into a number of seconds, or that of the last block.
 
     Pretrained networks have 0 epochs if there is time for nothing that improves them. No recipe gets more epochs than
@@ -37,11 +40,12 @@ def fit_to_budget(recipe: Recipe, epoch_s: float, seconds: float, view_pace: Vie
         recipe: of the training.
         epoch_s: seconds of an epoch of this recipe.
         seconds: what is left for the training.
+        images: how many there are for training.
         view_pace: of the last block; None if it cannot be trained on fixed views.
     """
     if recipe.first_block is None:
         return replace(recipe, epochs=_round(max(_MIN_EPOCHS, seconds / epoch_s)))
-    least = _MIN_EPOCHS if view_pace is None else min(_MIN_OWN_EPOCHS, recipe.epochs)
+    least = min(_MIN_OWN_EPOCHS, _MIN_OWN_PHOTOS_SEEN / images, recipe.epochs) if view_pace else _MIN_EPOCHS
     if seconds / epoch_s >= least:
         return replace(recipe, epochs=_round(min(recipe.epochs, seconds / epoch_s)))
     if view_pace is None:

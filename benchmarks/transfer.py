@@ -1,9 +1,11 @@
 """Accuracy and time of transfer learning from a folder of photos, beside a plain fine-tuning script.
 
-usage: transfer.py DATA [--budgets 60s 5min 15min] [--seeds N] [--plain-epochs 3 10] [--per-class 20 50 100]
+usage: transfer.py DATA [--budgets 60s 5min 15min] [--seeds N] [--plain-epochs 3 10] [--published-epochs 2]
+                   [--per-class 20 50 100]
 
 DATA has train/ and test/ (CLF_TEST_DATA contains clothing/). Times are from exec to the finished model. --per-class
 draws that many training images of each class, and gives the plain script as much time as clf-train took.
+--published-epochs also runs the plain script with the published network (pip install efficientnet-lite-pytorch).
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ def train(data: Path, seed: int, options: list[str]) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "accuracy": round(metrics["accuracy"], 4)}
 
 
-def train_plainly(data: Path, seed: int, epochs: int) -> list[dict[str, float]]:
+def train_plainly(data: Path, seed: int, epochs: int, *options: str) -> list[dict[str, float]]:
     """Run the plain script; return the seconds and the accuracy after each epoch."""
-    command = [sys.executable, HERE / "plain_fine_tuning.py", data, "--epochs", str(epochs), "--seed", str(seed)]
+    script = HERE / "plain_fine_tuning.py"
+    command = [sys.executable, script, data, "--epochs", str(epochs), "--seed", str(seed), *options]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [json.loads(line) for line in output.splitlines()]
 
@@ -89,6 +92,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["60s", "5min", "15min"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plain-epochs", nargs="*", type=int, default=[3])
+    parser.add_argument("--published-epochs", nargs="*", type=int, default=[])
     parser.add_argument("--per-class", nargs="*", type=int, default=[])
     parser.add_argument("--name", default="transfer", help="of the file of results")
     arguments = parser.parse_args()
@@ -99,6 +103,9 @@ def main() -> None:
     for epochs in arguments.plain_epochs:
         for run in train_plainly(arguments.data, 0, epochs):
             rows.append(summarize(f"plain script, {epochs} epochs: epoch {run['epoch']}", [run]))
+    for epochs in arguments.published_epochs:
+        for run in train_plainly(arguments.data, 0, epochs, "--published-network"):
+            rows.append(summarize(f"plain script, published network, {epochs} epochs: epoch {run['epoch']}", [run]))
     for per_class in arguments.per_class:
         rows += compare_small(arguments.data, per_class, arguments.seeds)
     save_result(arguments.name, rows, ["torch", "torchvision", "numpy", "Pillow"])

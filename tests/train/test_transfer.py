@@ -15,7 +15,7 @@ from clf_runtime.errors import MachineError
 from clf_runtime.spec import Normalize, Preprocess
 from clf_train import training
 from clf_train.auto import choose_start
-from clf_train.config import DataSource, InputOptions, TrainConfig
+from clf_train.config import DataSource, InputOptions, TrainConfig, load_dataset
 from clf_train.data.augment import augment, choose_view, draw_augmentation
 from clf_train.data.cache import full_shard
 from clf_train.data.dataset import FileImageSet, ImageRoot
@@ -31,6 +31,7 @@ from clf_train.engine.transfer import ProbeStart
 from clf_train.engine.views import FixedViews, ViewRecorder, create_recorder
 from clf_train.models.efficientnet_lite import efficientnet_lite0
 from clf_train.models.transfer import FeatureExtractor, FrozenBlocks, TrainedBlocks
+from clf_train.plan import make_plan
 from clf_train.progress import Progress
 from clf_train.recipe import Recipe, choose_transfer_recipe, train_last_block
 from clf_train.training import train
@@ -218,16 +219,20 @@ def test_a_checkpoint_remembers_what_the_budget_chose():
 @pytest.mark.parametrize(("size", "crop_side"), [(224, 192), (160, 128), (64, None), (240, None)])
 def test_random_crops_are_smaller_than_the_input_where_the_padding_stays_the_same(size, crop_side):
     preprocess = Preprocess("RGB", size, size, "crop", 1.0, "bilinear", (255, 255, 255))
-    assert choose_transfer_recipe(3000, preprocess, 300).crop_side == crop_side
+    assert choose_transfer_recipe(3000, preprocess, is_small=False).crop_side == crop_side
 
 
-@pytest.mark.parametrize(("side", "first_block"), [(32, 5), (79, 5), (80, 9), (300, 9)])
-def test_more_blocks_are_trained_on_photos_that_are_enlarged(side, first_block):
-    preprocess = Preprocess("RGB", 160, 160, "crop", 1.0, "bilinear", (255, 255, 255))
-    recipe = choose_transfer_recipe(9000, preprocess, side)
-    assert recipe.first_block == first_block
-    assert (recipe.crop_side is None) == (first_block == 5)
-    assert recipe.epochs == (7 if first_block == 5 else 3)
+@pytest.mark.parametrize(("side", "first_block"), [(32, 5), (64, 5), (65, 9), (300, 9)])
+def test_more_blocks_are_trained_on_small_photos(tmp_path, side, first_block):
+    for label in ("ant", "bee"):
+        (tmp_path / label).mkdir()
+        for number in range(8):
+            pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / label / f"{number}.png")
+    config = TrainConfig(DataSource(str(tmp_path)))
+    plan = make_plan(config, load_dataset(config.source))
+    assert plan.recipe.first_block == first_block
+    assert (plan.recipe.crop_side, plan.preprocess.height) == ((None, 160) if first_block == 5 else (192, 224))
 
 
 class _StopAtStep(Progress):

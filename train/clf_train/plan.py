@@ -60,7 +60,7 @@ def make_plan(config: TrainConfig, dataset: Dataset, has_gpu: bool = False) -> T
     start = choose_start(config, properties)
     is_pretrained = _is_pretrained(start, properties, len(dataset.labels))
     preprocess, normalize = resolve_input(start.architecture, config.input, properties, is_pretrained)
-    recipe = _choose_recipe(config, start, dataset, preprocess, properties.side)
+    recipe = _choose_recipe(config, start, dataset, preprocess, properties)
     if has_gpu and recipe.first_block is not None:
         recipe = replace(recipe, first_block=0)
     recipe = _adapt_recipe(recipe, config, start.architecture, is_pretrained)
@@ -114,8 +114,12 @@ def resolve_input(
 
 
 def _choose_pretrained_side(weights_side: int, properties: ImageProperties | None) -> int:
-    is_tiny = properties is not None and properties.side <= MAX_SMALL_SIDE
-    return min(weights_side, _ENLARGED_SIDE) if is_tiny else weights_side
+    is_small = properties is not None and _is_small(properties)
+    return min(weights_side, _ENLARGED_SIDE) if is_small else weights_side
+
+
+def _is_small(properties: ImageProperties) -> bool:
+    return properties.side <= MAX_SMALL_SIDE
 
 
 def _resolve_torchvision_input(architecture: str, options: InputOptions) -> tuple[Preprocess, Normalize]:
@@ -172,10 +176,12 @@ def _find_image_properties(source: DataSource, dataset: Dataset) -> ImagePropert
     return survey_images(dataset.train)
 
 
-def _choose_recipe(config: TrainConfig, start: Start, dataset: Dataset, preprocess: Preprocess, side: int) -> Recipe:
+def _choose_recipe(
+    config: TrainConfig, start: Start, dataset: Dataset, preprocess: Preprocess, properties: ImageProperties
+) -> Recipe:
     row = find_model_row(start.architecture)
     if start.weights is not None and row is not None and row.weights is not None:
-        return choose_transfer_recipe(len(dataset.train), preprocess, side)
+        return choose_transfer_recipe(len(dataset.train), preprocess, is_small=_is_small(properties))
     return choose_recipe(config.source.data, len(dataset.train), preprocess.color)
 
 

@@ -48,7 +48,7 @@ def test_the_input_is_the_one_that_the_weights_were_trained_with():
     # (pixel - 127) / 128, for pixels in 0..255
     assert np.allclose((np.asarray([0, 127, 255]) / 255 - normalize.mean[0]) / normalize.std[0], [-127 / 128, 0, 1])
     assert resolve_input("efficientnet_lite0", InputOptions(size=(160, 160)))[0].shape == (160, 160, 3)
-    for side, expected in ((32, 160), (64, 160), (65, 224), (500, 224)):
+    for side, expected in ((32, 176), (64, 176), (65, 224), (500, 224)):
         properties = ImageProperties(side, "RGB", is_photo=True)
         assert resolve_input("efficientnet_lite0", InputOptions(), properties)[0].height == expected
     assert resolve_input("efficientnet_lite0", InputOptions(size=(96, 96)), ImageProperties(32, "RGB"))[0].height == 96

@@ -135,6 +135,13 @@ def test_odd_images_are_counted_with_the_first_as_an_example(tmp_path):
     assert "--resize pad keeps everything (the first is b/long.png, 700 x 100)" in found["elongated"].message
 
 
+def test_small_images_are_not_odd_where_all_are_small(tmp_path):
+    for label in ("a", "b"):
+        for number in range(16):
+            save(tmp_path / f"data/{label}/{number:02}.png", photo(100 * ord(label) + number, 8, 8))
+    assert not analyze(tmp_path / "data", tmp_path).findings
+
+
 def test_near_duplicates_across_the_splits_are_found(tmp_path):
     for part, count in (("train", 12), ("test", 3)):
         for label in ("a", "b"):

@@ -187,7 +187,7 @@ Exit codes: 0 success, 2 usage error, 3 invalid data or weights,
 @click.option(
     "--size",
     type=Size(),
-    help="Input size in pixels.  [default: 224 for photos, 160 for those of at most 64 pixels, otherwise that of the "
+    help="Input size in pixels.  [default: 224 for photos, 176 for those of at most 64 pixels, otherwise that of the "
     "images, at most 64]",
 )
 @COLOR_OPTION

@@ -23,7 +23,7 @@ _MIN_SIDE = 8  # pixels that any network needs
 # Nearly all published weights were trained at this size; a user's factory does not say at which.
 _MAX_PRETRAINED_SIDE = 224
 # To which images of at most MAX_SMALL_SIDE are enlarged: more pixels show no more of them, and take longer.
-_ENLARGED_SIDE = 160
+_ENLARGED_SIDE = 176
 
 # The first layer is followed by batch normalization, so only the rough range matters; and with inverted images among
 # the others the true mean is 0.5.

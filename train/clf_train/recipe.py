@@ -78,10 +78,12 @@ def choose_recipe(name: str, images: int, color: Color) -> Recipe:
 _PHOTOS_SEEN = 20_000
 _MIN_EPOCHS_OF_PHOTOS, _MAX_EPOCHS_OF_PHOTOS = 3, 20
 _STRIDE = 32  # of a network for photos: its padding is the same for all sizes that are multiples of it
+_CROP_SHARE = 0.86  # of the input's side: how much larger objects look in crops
 
 # Small photos are blurred when enlarged, unlike ImageNet's, so blocks that see small details have to change, too.
-# Of CIFAR-10's 10,000 test images, 89.7 % are recognized after training on 9,000 at 160 pixels (13 minutes on 2 cores);
-# with color jitter and crops from half the area, 88.9 %.
+# Of CIFAR-10's 10,000 test images, 89.9 % are recognized after training on 9,000 at 176 pixels (13 minutes on 2 cores).
+# With stochastic depth, as EfficientNet was trained: 89.2 %. At 160 pixels, with crops of as many: 89.7 %, and with color
+# jitter and crops from half the area, 88.9 %.
 _SMALL_PHOTOS_SEEN = 60_000
 
 
@@ -97,8 +99,6 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess, *, is_small: boo
         preprocess: how they become the input.
         is_small: whether the photos have far fewer pixels than the input.
     """
-    is_square = preprocess.height == preprocess.width
-    fits = is_square and preprocess.height % _STRIDE == 0 and preprocess.height > 2 * _STRIDE
     recipe = Recipe(
         epochs=_count_epochs(_PHOTOS_SEEN, images),
         batch_size=32,
@@ -109,13 +109,18 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess, *, is_small: boo
         first_block=9,
         crop=0.35,
         color_jitter=0.3,
-        crop_side=preprocess.height - _STRIDE if fits else None,
+        crop_side=_choose_crop_side(preprocess),
         mirror=True,
     )
     if not is_small:
         return recipe
     epochs = _count_epochs(_SMALL_PHOTOS_SEEN, images)
-    return replace(recipe, epochs=epochs, first_block=5, crop=0.7, crop_side=None, color_jitter=0.0)
+    return replace(recipe, epochs=epochs, first_block=5, crop=0.7, color_jitter=0.0)
+
+
+def _choose_crop_side(preprocess: Preprocess) -> int | None:
+    side = _STRIDE * round(_CROP_SHARE * preprocess.height / _STRIDE)
+    return side if preprocess.height == preprocess.width and 0 < side < preprocess.height else None
 
 
 def _count_epochs(photos_seen: int, images: int) -> int:

@@ -228,7 +228,12 @@ def _check_files(dataset: Dataset, facts: Sequence[ImageFacts], preprocess: Prep
             np.concatenate([part.has_damaged_exif for part in facts]),
             "have damaged EXIF data, so they may be turned the wrong way",
         ),
-        ("tiny", short * _TINY < side, f"are enlarged more than {_TINY} times to the input's {side} pixels"),
+        (
+            "tiny",
+            # Where most images are small, none is unusual.
+            (short * _TINY < side) & (2 * short <= np.median(short)),
+            f"are enlarged more than {_TINY} times to the input's {side} pixels",
+        ),
         (
             "huge",
             sizes.prod(axis=1) > _HUGE_PIXELS,

@@ -216,7 +216,9 @@ def test_a_checkpoint_remembers_what_the_budget_chose():
     assert restore_recipe(RECIPE, {"epochs": "3.5", "first block": "None"}).epochs == 3.5
 
 
-@pytest.mark.parametrize(("size", "crop_side"), [(224, 192), (176, 160), (160, 128), (240, 192), (64, None), (32, None)])
+@pytest.mark.parametrize(
+    ("size", "crop_side"), [(224, 192), (176, 160), (160, 128), (240, 192), (64, None), (32, None)]
+)
 def test_random_crops_have_fewer_pixels_than_the_input(size, crop_side):
     preprocess = Preprocess("RGB", size, size, "crop", 1.0, "bilinear", (255, 255, 255))
     assert choose_transfer_recipe(3000, preprocess, is_small=False).crop_side == crop_side

@@ -82,8 +82,8 @@ _CROP_SHARE = 0.86  # of the input's side: how much larger objects look in crops
 
 # Small photos are blurred when enlarged, unlike ImageNet's, so blocks that see small details have to change, too.
 # Of CIFAR-10's 10,000 test images, 89.9 % are recognized after training on 9,000 at 176 pixels (13 minutes on 2 cores).
-# With stochastic depth, as EfficientNet was trained: 89.2 %. At 160 pixels, with crops of as many: 89.7 %, and with color
-# jitter and crops from half the area, 88.9 %.
+# With stochastic depth, as EfficientNet was trained: 89.2 %. At 160 pixels, with crops of as many: 89.7 %, and with
+# color jitter and crops from half the area, 88.9 %.
 _SMALL_PHOTOS_SEEN = 60_000
 
 

@@ -9,6 +9,8 @@ uv venv ENV && uv pip install --python ENV bentoml onnxruntime numpy pillow    (
 wrk (apt-get install wrk) sends photos to MobileNetV3-small and MNIST's PNG files to small-resnet, over 1, 8 and 64
 connections, and then at 70 % of the highest rate. The limit is that of throughput.py: cores / (processor seconds per
 image for decoding, resizing and inference in batches of 8); wrk runs on the same cores. All services run in turn.
+`cpu_us` is the processor time of the service and of wrk per request. An application in uvicorn that only answers runs,
+too: `reachable` is the share of the limit that is left if each image also costs as much as one of its requests.
 --soak keeps the load of 70 % up for so many minutes, and fails if memory grows by 1 MB or more, or if a request fails.
 """
 
@@ -22,6 +24,7 @@ import http.client
 import itertools
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -44,6 +47,7 @@ LOAD = 0.7
 LOAD_CONNECTIONS = 32
 PORT = 8765
 MOST_GROWTH_MB = 1.0
+EMPTY = "an empty application in uvicorn"
 
 _SCRIPT = """
 local bodies, next_body, mean_ms = {}, 0, tonumber(os.getenv("MEAN_DELAY_MS"))
@@ -152,13 +156,23 @@ def _is_ready(path: str) -> bool:
 
 
 def run_wrk(
-    service: Service, bodies: Path, connections: int, seconds: float, mean_delay_ms: float = 0
+    service: Service,
+    bodies: Path,
+    connections: int,
+    seconds: float,
+    mean_delay_ms: float = 0,
+    process: int | None = None,
 ) -> dict[str, float]:
-    """Send requests for some seconds. Raises RuntimeError if wrk fails."""
+    """Send requests for some seconds; with the service's process, also measure what they cost.
+
+    Raises:
+        RuntimeError: wrk fails.
+    """
     script = bodies.with_suffix(".lua")
     script.write_text(_SCRIPT)
     variables = {"BODIES": str(bodies), "TARGET": service.target, "CONTENT_TYPE": service.content_type}
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(script)]
+    busy_s = processor_s(process) if process else 0.0
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{PORT}"],
         capture_output=True,
@@ -169,6 +183,8 @@ def run_wrk(
         raise RuntimeError(done.stdout + done.stderr)
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"{service.name}, {connections} connections: {result}", file=sys.stderr)
+    if process:
+        result["cpu_us"] = (processor_s(process) - busy_s) / result["requests"] * 1e6
     return result | {"per_second": result["requests"] / result["seconds"]}
 
 
@@ -180,6 +196,17 @@ def memory_mb(process: int, kind: str = "Pss") -> float:
             lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
             total += next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1024
     return round(total, 1)
+
+
+def processor_s(process: int) -> float:
+    """Return the processor time of a process, of all that it has started, and of what this process has waited for."""
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = own.ru_utime + own.ru_stime
+    for member in [process, *_descendants(process)]:
+        with contextlib.suppress(OSError):
+            ticks = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:13]
+            total += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return total
 
 
 def _descendants(process: int) -> list[int]:
@@ -201,7 +228,7 @@ def measure(load: Workload, services: Sequence[Service], seconds: float, rounds:
         with running(service) as (process, ready_s):
             run_wrk(service, bodies, 8, min(3, seconds))
             for connections in CONNECTIONS:
-                result = run_wrk(service, bodies, connections, seconds)
+                result = run_wrk(service, bodies, connections, seconds, process=process)
                 around = (limits[-1] + measure_limit(classifier, load.images)) / 2
                 limits.append(around)
                 result |= {"reached": result["per_second"] / around, "ready_s": ready_s, "mb": memory_mb(process)}
@@ -209,14 +236,18 @@ def measure(load: Workload, services: Sequence[Service], seconds: float, rounds:
             best = max(rows[service.name, connections][-1]["per_second"] for connections in CONNECTIONS)
             latency_ms = rows[service.name, 8][-1]["p50_ms"]
             delay_ms = max(0.0, LOAD_CONNECTIONS / (LOAD * best) * 1000 - latency_ms / 2)
-            result = run_wrk(service, bodies, LOAD_CONNECTIONS, seconds, delay_ms)
+            result = run_wrk(service, bodies, LOAD_CONNECTIONS, seconds, delay_ms, process)
             result |= {"reached": result["per_second"] / limits[-1], "ready_s": ready_s, "mb": memory_mb(process)}
             rows.setdefault((f"{service.name} at {LOAD:.0%} load", LOAD_CONNECTIONS), []).append(result)
-    return [
-        {"what": load.name, "service": name, "connections": connections, "limit": round(statistics.median(limits))}
-        | {key: round(statistics.median(result[key] for result in results), 3) for key in results[0]}
-        for (name, connections), results in rows.items()
-    ]
+    limit = statistics.median(limits)
+    summary: list[dict[str, object]] = []
+    for (name, connections), results in rows.items():
+        medians = {key: statistics.median(result[key] for result in results) for key in results[0]}
+        if name == EMPTY:
+            medians["reachable"] = 1 / (1 + limit / CORES * medians["cpu_us"] / 1e6)
+        row = {"what": load.name, "service": name, "connections": connections, "limit": round(limit)}
+        summary.append(row | {key: round(value, 3) for key, value in medians.items()})
+    return summary
 
 
 def soak(load: Workload, service: Service, minutes: float) -> dict[str, object]:
@@ -286,6 +317,8 @@ def main() -> None:
                 count = str(arguments.processes)
                 name = f"clf-serve --processes {count}"
                 services.append(Service(name, [*own, "--processes", count], "/v1/classify", "/readyz"))
+            empty = [sys.executable, str(HERE / "empty_server.py"), str(PORT)]
+            services.append(Service(EMPTY, empty, "/", "/"))
             served = [str(load.model), str(PORT), str(CORES)]
             if arguments.litserve:
                 other = [arguments.litserve, str(HERE / "litserve_server.py"), *served]

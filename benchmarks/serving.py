@@ -1,7 +1,7 @@
 """Requests per second and latency of clf-serve, beside the processor's limit and beside others with the same file.
 
 usage: serving.py [--seconds N] [--rounds N] [--litserve PYTHON] [--bentoml PYTHON] [--processes N] [--data DIR]
-                  [--soak MINUTES]
+                  [--soak MINUTES] [--name NAME]
 
 An environment for one of the others is made with one command:
 uv venv ENV && uv pip install --python ENV bentoml onnxruntime numpy pillow    (or litserve), and named ENV/bin/python.
@@ -300,6 +300,7 @@ def main() -> None:
     parser.add_argument("--litserve", metavar="PYTHON", help="of an environment that has LitServe")
     parser.add_argument("--bentoml", metavar="PYTHON", help="of an environment that has BentoML")
     parser.add_argument("--processes", type=int, metavar="N", help="measure clf-serve --processes N, too")
+    parser.add_argument("--name", default="serving", help="of the file of results")
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     parser.add_argument("--serve-options", default="", metavar="OPTIONS", help="further options of clf-serve")
     parser.add_argument("--data", default=os.environ.get("CLF_TEST_DATA", "data"), metavar="DIR")
@@ -330,7 +331,7 @@ def main() -> None:
                 rows.append(soak(load, services[0], arguments.soak))
             else:
                 rows += measure(load, services, arguments.seconds, arguments.rounds)
-        save_result("serving_soak" if arguments.soak else "serving", rows, packages)
+        save_result("serving_soak" if arguments.soak else arguments.name, rows, packages)
     if arguments.soak:
         sys.exit(any(float(str(row["growth_mb"])) >= MOST_GROWTH_MB or row["errors"] for row in rows))
 

@@ -81,9 +81,9 @@ _STRIDE = 32  # of a network for photos: its padding is the same for all sizes t
 _CROP_SHARE = 0.86  # of the input's side: how much larger objects look in crops
 
 # Small photos are blurred when enlarged, unlike ImageNet's, so blocks that see small details have to change, too.
-# Of CIFAR-10's 10,000 test images, 89.5 to 89.9 % (three seeds) are recognized after training on 9,000 at 176 pixels, in
-# 13 minutes on 2 cores. The seed with 89.9 %: 89.2 % with stochastic depth, as EfficientNet was trained; 89.7 % at 160
-# pixels, with crops of as many; 88.9 % there with color jitter and crops from half the area.
+# Of CIFAR-10's 10,000 test images, 89.5 to 89.9 % (three seeds) are recognized after training on 9,000 at 176 pixels,
+# in 13 minutes on 2 cores. The seed with 89.9 %: 89.2 % with stochastic depth, as EfficientNet was trained; 89.7 % at
+# 160 pixels, with crops of as many; 88.9 % there with color jitter and crops from half the area.
 _SMALL_PHOTOS_SEEN = 60_000
 
 

@@ -6,23 +6,21 @@ What its requests cost is the least that any service in uvicorn costs beside dec
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import uvicorn
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 BODY = b'{"label": "7", "score": 0.99}\n'
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
 
 
-async def answer(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+async def answer(scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
     """Read the body, and answer."""
-    assert scope["type"] == "http"
-    while True:
-        message = await receive()
-        if message["type"] != "http.request" or not message["more_body"]:
-            break
-    await send({"type": "http.response.start", "status": 200, "headers": HEADERS, "trailers": False})
-    await send({"type": "http.response.body", "body": BODY, "more_body": False})
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+    await send({"type": "http.response.body", "body": BODY})
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess, *, is_small: boo
     Args:
         images: how many there are for training.
         preprocess: how they become the input.
-        is_small: whether the photos have far fewer pixels than the input.
+        is_small: whether the photos are so small that they are enlarged, which blurs them.
     """
     recipe = Recipe(
         epochs=_count_epochs(_PHOTOS_SEEN, images),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +24,7 @@ from clf_train.data.folder import ImageProperties, survey_images
 from clf_train.engine import transfer
 from clf_train.engine import views as views_module
 from clf_train.engine.budget import ViewPace, fit_to_budget, restore_recipe
+from clf_train.engine.device import multiply_in, select_precision
 from clf_train.engine.evaluate import Predictor, gather_logits, normalize_images
 from clf_train.engine.features import ImageFeatures
 from clf_train.engine.probe import fit_probe
@@ -157,6 +159,43 @@ def test_training_changes_the_last_blocks_and_no_running_mean(network):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"_blocks.12._project_conv.weight", "_conv_head.weight", "_fc.bias"} <= changed
     assert not any(name.startswith(("_conv_stem", "_bn0", "_blocks.11.")) or "running" in name for name in changed)
+
+
+def test_fine_tuning_keeps_the_depthwise_filters(network):
+    model, trainer = create_trainer(network, trains_depthwise=False)
+    while not trainer.is_done:
+        trainer.step()
+    before, after = network.state_dict(), model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {"_blocks.12._project_conv.weight", "_blocks.12._bn1.weight"} <= changed
+    assert not any("_depthwise_conv" in name for name in changed)
+
+
+def test_a_cpu_multiplies_in_bfloat16_if_it_can_and_no_depthwise_filter_is_trained(network, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    cpu = torch.device("cpu")
+    assert select_precision(cpu, FrozenBlocks(network, 9)) == torch.bfloat16
+    assert select_precision(cpu, TrainedBlocks(copy.deepcopy(network), 9)) is None
+    assert select_precision(cpu, TrainedBlocks(copy.deepcopy(network), 9, trains_depthwise=False)) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    assert select_precision(cpu, FrozenBlocks(network, 9)) is None
+
+
+def test_features_and_gradients_in_bfloat16_are_nearly_those_in_float32(network):
+    """On a CPU that cannot multiply in bfloat16, PyTorch emulates it."""
+    images, cpu = torch.rand(4, 3, 64, 64), torch.device("cpu")
+    outputs, gradients = [], []
+    for precision in (None, torch.bfloat16):
+        model = copy.deepcopy(network)
+        trained = TrainedBlocks(model, 9, trains_depthwise=False)  # block 11 has a stride of 2
+        with multiply_in(precision, cpu):
+            activations = FrozenBlocks(model, 9)(images)
+            assert activations.dtype == (precision or torch.float32)
+            outputs.append(FeatureExtractor(model)(images).float())
+            trained(activations).float().square().sum().backward()
+        gradients.append(model._blocks[9]._expand_conv.weight.grad.flatten())
+    assert (outputs[1] - outputs[0]).norm() < 0.02 * outputs[0].norm()
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98
 
 
 def test_measuring_the_pace_does_not_change_the_training(network):
@@ -364,10 +403,11 @@ def images_of(shard):
     return normalize_images(torch.from_numpy(shard.pixels.array), Normalize((0.5,) * 3, (0.5,) * 3))
 
 
-def create_trainer(network):
+def create_trainer(network, **changes):
     model = efficientnet_lite0((64, 64, 3), 3)
     model.load_state_dict(network.state_dict())
     random = np.random.default_rng(0)
     shard = full_shard(random.integers(0, 255, (9, 64, 64, 3), dtype=np.uint8), np.arange(9) % 3)
-    options = TrainerOptions(RECIPE, Normalize((0.5,) * 3, (0.5,) * 3), 0, torch.device("cpu"))
+    recipe = replace(RECIPE, **changes)
+    options = TrainerOptions(recipe, Normalize((0.5,) * 3, (0.5,) * 3), 0, torch.device("cpu"))
     return model, Trainer(model, shard, shard, options)

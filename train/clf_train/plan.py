@@ -62,7 +62,7 @@ def make_plan(config: TrainConfig, dataset: Dataset, has_gpu: bool = False) -> T
     preprocess, normalize = resolve_input(start.architecture, config.input, properties, is_pretrained)
     recipe = _choose_recipe(config, start, dataset, preprocess, properties)
     if has_gpu and recipe.first_block is not None:
-        recipe = replace(recipe, first_block=0)
+        recipe = replace(recipe, first_block=0, trains_depthwise=True)
     recipe = _adapt_recipe(recipe, config, start.architecture, is_pretrained)
     warnings = _list_assumptions(config, start.architecture, preprocess, recipe) if is_pretrained else ()
     return TrainPlan(start.architecture, preprocess, normalize, recipe, start.weights, start.reason, warnings)

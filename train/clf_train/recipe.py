@@ -23,6 +23,7 @@ class Recipe:
     # A pretrained network starts as a linear probe, and the blocks before this one stay as they are; a negative number
     # counts from the last block, as an index of Python does. None trains the whole network from the beginning.
     first_block: int | None = None
+    trains_depthwise: bool = True  # otherwise, the filters of depthwise convolutions stay as they are, too
     # How many fixed views the frozen blocks see of each image, the first without augmentation: what they compute is
     # kept. 0 augments an image anew in every epoch.
     views: int = 0
@@ -107,6 +108,7 @@ def choose_transfer_recipe(images: int, preprocess: Preprocess, *, is_small: boo
         weight_decay=0.05,
         averaging=0.99,
         first_block=9,
+        trains_depthwise=False,
         crop=0.35,
         color_jitter=0.3,
         crop_side=_choose_crop_side(preprocess),

@@ -19,7 +19,7 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Start with the parameters as they are."""
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._decay = decay
         self.values = [parameter.detach().clone() for parameter in self._parameters]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clf_runtime.spec import Preprocess
-from clf_train.engine.device import has_depthwise_convolutions
+from clf_train.models.depthwise import has_depthwise_convolutions
 from clf_train.models.folding import fold_batch_norm
 
 # PyTorch's CPU time for one more image of a batch, with one thread, divided by onnxruntime's for one image alone: 1.0

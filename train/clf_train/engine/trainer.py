@@ -18,7 +18,7 @@ from clf_train.data.cache import Shard
 from clf_train.distributed import SINGLE_PROCESS, ProcessGroup
 from clf_train.engine.averaging import MovingAverage
 from clf_train.engine.batches import Batch, BatchLoader
-from clf_train.engine.device import select_precision
+from clf_train.engine.device import multiply_in, select_precision
 from clf_train.engine.evaluate import Predictor, compute_metrics, gather_logits, gather_shards, standardize
 from clf_train.engine.optimizer import create_optimizer
 from clf_train.engine.schedule import Schedule, count_images_in_batch
@@ -87,7 +87,8 @@ class Trainer:
         self.history: list[Epoch] = []
         self._options = options
         self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._frozen, trained = split_network(self._model, recipe.first_block)
+        frozen, trained = split_network(self._model, recipe)
+        self._frozen = frozen if views is None else nn.Identity()
         self._trained = trained
         self._ddp_model = group.wrap_ddp(trained)
         self._views = views
@@ -108,7 +109,7 @@ class Trainer:
         self._optimizer = create_optimizer(trained, recipe)
         self._average = MovingAverage(trained, recipe.averaging) if recipe.averaging else None
         self._loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing, reduction="sum")
-        self._precision = select_precision(device, model)
+        self._precision = select_precision(device, trained)
         # Gradients below 6e-8 would vanish in float16; bfloat16 has float32's range.
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == torch.float16)
 
@@ -222,9 +223,9 @@ class Trainer:
         self._ddp_model.train()
         for group in self._optimizer.param_groups:
             group["lr"] = self._schedule.learning_rate(self._step)
-        use_autocast = self._precision is not None
-        with torch.autocast(self._options.device.type, self._precision or torch.bfloat16, enabled=use_autocast):
-            logits = self._ddp_model(self._prepare(batch)).float()
+        inputs = self._prepare(batch)
+        with multiply_in(self._precision, self._options.device):
+            logits = self._ddp_model(self._frozen(inputs)).float()
         loss = self._loss(logits, batch.targets)
         self._optimizer.zero_grad()
         # The mean over the complete batch: DDP divides the sum of all processes' gradients by their number.
@@ -235,13 +236,12 @@ class Trainer:
         return torch.stack([loss.detach(), correct, torch.full_like(correct, len(batch.targets))])
 
     def _prepare(self, batch: Batch) -> Tensor:
-        """Return the input of the blocks that are trained."""
+        """Return augmented images, or what the frozen blocks have computed of them."""
         if self._views is not None:
             return self._views.select(batch.rows, batch.draws)
         assert batch.pixels is not None
         images = augment(batch.pixels.permute(0, 3, 1, 2).float().div(255), batch.draws, self._options.recipe)
-        activations: Tensor = self._frozen(standardize(images, self._options.normalize))
-        return activations
+        return standardize(images, self._options.normalize)
 
     def _count_batch(self) -> int:
         """Return how many images of all processes the current batch has."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -157,16 +158,24 @@ class SamePadConv2d(nn.Conv2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, ceil(H / stride), ceil(W / stride))."""
+        if not self.crops_output:
+            return self._convolve(F.pad(features, self._at_end) if any(self._at_end) else features)
         if not any(self._at_end):
             return super().forward(features)
-        if not self.crops_output:
-            return super().forward(F.pad(features, self._at_end))
         # One stride more at the beginning is one output more there.
         (top, left), (down, right) = self._at_start, self.stride
         padding = (top + down, left + right)
         outputs = F.conv2d(features, self.weight, self.bias, self.stride, padding, groups=self.groups)
         height, width = math.ceil(features.shape[2] / down), math.ceil(features.shape[3] / right)
         return outputs[:, :, 1 : height + 1, 1 : width + 1]
+
+    def _convolve(self, features: Tensor) -> Tensor:
+        """Convolve, in float32 if the gradient would take a hundred times as long: in bfloat16, strided, on a CPU."""
+        is_slow = self.stride != (1, 1) and features.requires_grad and features.device.type == "cpu"
+        if not (is_slow and torch.is_autocast_enabled("cpu")):
+            return super().forward(features)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(features.float())
 
 
 def _create_norm(channels: int) -> nn.BatchNorm2d:

@@ -7,8 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from clf_train.models.depthwise import is_depthwise
 from clf_train.models.efficientnet_lite import EfficientNetLite, SamePadConv2d
 from clf_train.models.folding import fold_batch_norm
+from clf_train.recipe import Recipe
 
 
 class FrozenBlocks(nn.Module):
@@ -41,11 +43,14 @@ class TrainedBlocks(nn.Module):
     would only blur them.
     """
 
-    def __init__(self, network: EfficientNetLite, first: int) -> None:
-        """Wrap the blocks from `first` on."""
+    def __init__(self, network: EfficientNetLite, first: int, *, trains_depthwise: bool = True) -> None:
+        """Wrap the blocks from `first` on, with or without gradients of depthwise filters."""
         super().__init__()
         self._first = first
         self._layers = nn.ModuleList(network.list_layers(first))
+        for layer in self._layers.modules():
+            if is_depthwise(layer):
+                layer.requires_grad_(trains_depthwise)
         # In a tuple, so that its other parameters are not parameters of this module.
         self._network = (network,)
 
@@ -76,12 +81,13 @@ class FeatureExtractor(nn.Module):
         return features
 
 
-def split_network(model: nn.Module, first_block: int | None) -> tuple[nn.Module, nn.Module]:
+def split_network(model: nn.Module, recipe: Recipe) -> tuple[nn.Module, nn.Module]:
     """Return the part of the network that stays as it is, and the part that is trained."""
-    if first_block is None:
+    first = recipe.first_block
+    if first is None:
         return nn.Identity(), model
     assert isinstance(model, EfficientNetLite)
-    return FrozenBlocks(model, first_block), TrainedBlocks(model, first_block)
+    return FrozenBlocks(model, first), TrainedBlocks(model, first, trains_depthwise=recipe.trains_depthwise)
 
 
 def copy_for_evaluation(model: nn.Module) -> nn.Module:

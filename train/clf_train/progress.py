@@ -138,9 +138,8 @@ class Throughput:
         """`images_done` of `images` were seen before this process started."""
         self.images_done = images_done
         self._images = images
-        self._images_at_start = self._images_at_report = images_done
+        self._images_at_start = images_done
         self._started = self._reported = time.monotonic()
-        self._rate = 0.0  # images per second, between the last two reports
 
     @property
     def seconds_since_report(self) -> float:
@@ -153,15 +152,12 @@ class Throughput:
         return f"{100 * self.images_done / self._images:.0f} %"
 
     def report(self) -> str:
-        """Return the speed since the last report and the time left at the mean speed."""
-        now = time.monotonic()
-        if self.images_done > self._images_at_report:  # no step may lie between a line and the end of an epoch
-            self._rate = (self.images_done - self._images_at_report) / max(now - self._reported, 1e-9)
-            self._reported, self._images_at_report = now, self.images_done
-        mean = (self.images_done - self._images_at_start) / max(now - self._started, 1e-9)
+        """Return the mean speed, validation included, and the time left at this speed."""
+        self._reported = time.monotonic()
+        mean = (self.images_done - self._images_at_start) / max(self._reported - self._started, 1e-9)
         images_left = self._images - self.images_done
         left = f", {format_duration(images_left / mean)} left" if mean and images_left > 0 else ""
-        return f"{self._rate:,.0f} images/s{left}"
+        return f"{mean:,.0f} images/s{left}"
 
 
 def format_percent(share: float) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from clf_runtime import artifacts, folders
 from clf_runtime.errors import DataError
 from clf_runtime.folders import ReplacementPlan
+from clf_runtime.progress import format_duration
 from clf_runtime.spec import Metrics, ModelSpec
 from clf_train import distributed, torchrun
 from clf_train.callbacks import TrainCallbacks
@@ -142,13 +143,14 @@ def _train(
 ) -> TrainResult:
     loaded = inputs.loaded
     model, start = _start(config, inputs, workplace)
-    inputs = dataclasses.replace(inputs, plan=_fit_plan(config, inputs, workplace, model, start))
-    plan = inputs.plan
+    plan, pace = _fit_plan(config, inputs, workplace, model, start)
+    inputs = dataclasses.replace(inputs, plan=plan)
     if start is not None:
         start.prepare_fine_tuning(model, plan.recipe)
     views = _compute_views(config, inputs, workplace, model, start)
     trainer = _create_trainer(config, inputs, workplace, model, views)
-    warnings = _run(config, inputs, workplace, trainer, start, tensorboard)
+    pace = pace or _measure_pace(trainer, loaded, start)
+    warnings = _run(config, inputs, workplace, trainer, pace, tensorboard)
     if start is not None:
         start.keep_better(model, trainer.history, workplace.callbacks.on_message)
     evaluation = _evaluate(inputs, workplace, model, views)
@@ -199,26 +201,35 @@ def _start(config: TrainConfig, inputs: TrainInputs, workplace: Workplace) -> tu
 
 def _fit_plan(
     config: TrainConfig, inputs: TrainInputs, workplace: Workplace, model: nn.Module, start: ProbeStart | None
-) -> TrainPlan:
-    """Return the plan with as many epochs as the budget allows; resumed training keeps those it started with."""
+) -> tuple[TrainPlan, Pace | None]:
+    """Return the plan with as many epochs as the budget allows, and their pace, which is None without a budget.
+
+    Resumed training keeps the epochs it started with.
+    """
     plan, group, loaded = inputs.plan, workplace.group, inputs.loaded
     if config.budget_s is None:
-        return plan
+        return plan, None
     identity = read_identity(workplace.folder) if config.resume and group.is_main else None
     recipe = plan.recipe if identity is None else restore_recipe(plan.recipe, identity)
-    pace = _measure_pace(_create_trainer(config, inputs, workplace, model), loaded, start)
+    pace = fast_pace = _measure_pace(_create_trainer(config, inputs, workplace, model), loaded, start)
     view_pace = None
     if start is not None and start.views is not None:
         fast = dataclasses.replace(inputs, plan=dataclasses.replace(plan, recipe=train_last_block(plan.recipe, 1)))
         trainer = _create_trainer(config, fast, workplace, model, start.views)
-        epoch_s = _measure_pace(trainer, loaded, start).epoch_s
-        view_pace = ViewPace(epoch_s, start.image_s * len(loaded.train), saved_s=pace.finish_s)
+        fast_pace = _measure_pace(trainer, loaded, start)
+        view_pace = ViewPace(fast_pace.epoch_s, start.image_s * len(loaded.train), saved_s=pace.finish_s)
     if identity is None:
         report_s = _REPORT_S + _REPORT_S_PER_IMAGE * sum(map(len, loaded.dataset.splits))
         left_s = config.budget_s - (time.monotonic() - config.started) - pace.finish_s - report_s
+        if left_s < 0:
+            workplace.callbacks.on_warning(
+                "the budget is too short: even with hardly any training, the model is finished after about "
+                + format_duration(round(config.budget_s - left_s))
+            )
         recipe = fit_to_budget(recipe, pace.epoch_s, left_s, loaded.train.total, view_pace)
     recipe = dataclasses.replace(recipe, learning_rate=config.learning_rate or recipe.learning_rate)
-    return dataclasses.replace(plan, recipe=group.broadcast(recipe))
+    recipe = group.broadcast(recipe)
+    return dataclasses.replace(plan, recipe=recipe), fast_pace if recipe.views else pace
 
 
 def _compute_views(
@@ -259,7 +270,7 @@ def _run(
     inputs: TrainInputs,
     workplace: Workplace,
     trainer: Trainer,
-    start: ProbeStart | None,
+    pace: Pace,
     tensorboard: TensorBoardWriter,
 ) -> tuple[str, ...]:
     """Run all steps, from the latest checkpoint on if training resumes; return what went wrong."""
@@ -272,7 +283,6 @@ def _run(
         discard_checkpoints(workplace.folder)
     dataset, recipe = inputs.loaded.dataset, inputs.plan.recipe
     monitor = CollapseMonitor(dataset.train.targets, dataset.validation.targets, recipe)
-    pace = _measure_pace(trainer, inputs.loaded, start)
     estimated_s = pace.estimate(recipe.epochs, trainer.images_done / max(1, trainer.images))
     callbacks.on_train_start(recipe.epochs, trainer.images, trainer.images_done, estimated_s)
     with defer_signals() as interruption:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,9 +29,9 @@ from clf_train.history import Epoch
 from clf_train.models.transfer import copy_for_evaluation, split_network
 from clf_train.recipe import Recipe
 
-_MEASURED_STEPS = 3  # the first one is slower: memory is allocated, kernels are chosen
+_MEASURED_STEPS, _MEASURED_S = 3, 2.0  # at least; the first step is slower: memory is allocated, kernels are chosen
 _FORWARD_SHARE = 0.5  # of a step, for the evaluation of as many images
-_SLOWDOWN = 1.12  # of an average step against a measured one: 5 minutes of 2 cores became 319 s without it
+_SLOWDOWN = 1.06  # of an average step against a measured one, and checkpoints
 
 
 @dataclass(frozen=True)
@@ -154,20 +155,32 @@ class Trainer:
             test_images: in the test split, on which the network is evaluated at the end.
             evaluation_s: for one image by the complete network; by default it is a share of a step.
         """
-        state, seconds = copy.deepcopy(self.state()), []
-        for _ in range(min(_MEASURED_STEPS, self._schedule.steps - self._step)):
+        state = copy.deepcopy(self.state())
+        seconds = self._time_steps(_MEASURED_STEPS)
+        if seconds:
+            # Every process has to take the same number of steps.
+            more = self._options.group.broadcast(int((_MEASURED_S - sum(seconds)) / seconds[-1]))
+            seconds += self._time_steps(more)
+        self.restore(state)
+        step_s = median(seconds[1:] or seconds or [0.0]) * _SLOWDOWN
+        steps = self._schedule.steps_per_epoch
+        image_s = _FORWARD_SHARE * step_s * steps / self._schedule.images
+        if evaluation_s is not None and self._views is None:
+            image_s = evaluation_s
+        return Pace(
+            epoch_s=step_s * steps + image_s * self._validation.total,
+            finish_s=image_s * (self._validation.total + test_images),
+        )
+
+    def _time_steps(self, steps: int) -> list[float]:
+        """Train on the next batch up to `steps` times, and return the seconds that each took."""
+        seconds = []
+        for _ in range(min(steps, self._schedule.steps - self._step)):
             started = time.perf_counter()
             self._train_on(next(self._load_batches()))
             _synchronize(self._options.device)
             seconds.append(time.perf_counter() - started)
-        self.restore(state)
-        step_s = max(seconds[1:] or seconds, default=0.0) * _SLOWDOWN
-        steps = self._schedule.steps_per_epoch
-        validation_s = _FORWARD_SHARE * step_s * steps / self._schedule.images
-        return Pace(
-            epoch_s=step_s * steps + validation_s * self._validation.total,
-            finish_s=(evaluation_s or validation_s) * (self._validation.total + test_images),
-        )
+        return seconds
 
     def state(self) -> dict[str, Any]:
         """Return everything that the remaining steps depend on: tensors and plain values. A collective."""
